@@ -1,0 +1,98 @@
+"""What travels: models and updates as flat vectors with a layout."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["gradient", "update"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where each tensor of a model lies in a flat vector: parameters first, then buffers.
+
+    Flat vectors make aggregation rules functions of an ``(n, d)`` matrix, a clip the norm of one vector and a
+    message one array. Integer buffers (BatchNorm's ``num_batches_tracked``) travel as floats and are rounded back.
+
+    Args:
+        names: tensor names as in ``state_dict``.
+        shapes: their shapes, in the same order.
+        parameters: how many of them are trainable parameters (they come first).
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    parameters: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # What is neither trained nor a parameter is state that training changes (BatchNorm's running statistics).
+        rest = {n: b for n, b in model.state_dict().items() if n not in params and n in dict(model.named_buffers())}
+        every = {**params, **rest}
+        return cls(tuple(every), tuple(tuple(t.shape) for t in every.values()), len(params))
+
+    @property
+    def size(self) -> int:
+        """Length d of the vector."""
+        return sum(prod(s) for s in self.shapes)
+
+    @property
+    def trainable(self) -> int:
+        """How many leading entries of the vector are parameters; the rest are buffers."""
+        return sum(prod(s) for s in self.shapes[: self.parameters])
+
+    def views(self, vector: Tensor) -> dict[str, Tensor]:
+        """Named views (no copy) into ``vector`` of shape ``(size,)``."""
+        parts = torch.split(vector, [prod(s) for s in self.shapes])
+        return {n: p.view(s) for n, s, p in zip(self.names, self.shapes, parts, strict=True)}
+
+    def flatten(self, tensors: dict[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`views`: a new float32 vector of shape ``(size,)``."""
+        return torch.cat([tensors[n].detach().reshape(-1).to(torch.float32) for n in self.names])
+
+    def read(self, model: nn.Module) -> Tensor:
+        """The model's state as a new vector of shape ``(size,)``."""
+        return self.flatten({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+    @torch.no_grad()
+    def write(self, vector: Tensor, model: nn.Module) -> None:
+        """Copy ``vector`` of shape ``(size,)`` into the model; integer buffers are rounded."""
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, value in self.views(vector).items():
+            own[name].copy_(value if own[name].is_floating_point() else value.round())
+
+
+@dataclass
+class Update:
+    """What one client computed, or what a rule made of many.
+
+    Args:
+        vector: shape ``(layout.size,)``, float32. ``kind="update"``: the model after local training minus the model
+            received. ``kind="gradient"``: the loss's gradient, averaged over local steps; buffers are differences.
+        layout: names and shapes.
+        kind: the sign and unit of ``vector``.
+        records: how many training records stand behind it, as the client claims (weights are made of it).
+        extras: further tensors that are summed under the same protection (clip indicators).
+    """
+
+    vector: Tensor
+    layout: Layout
+    kind: Kind
+    records: int
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Named views into ``vector``."""
+        return self.layout.views(self.vector)
+
+
+def stack(updates: Iterable[Update]) -> tuple[Tensor, Tensor]:
+    """A cohort as a matrix of shape ``(n, d)`` and its record counts of shape ``(n,)``, float64."""
+    rows = list(updates)
+    return torch.stack([u.vector for u in rows]), torch.tensor([u.records for u in rows], dtype=torch.float64)
