@@ -1,0 +1,3 @@
+from privbench.defenses.release.release import CentralGaussian, Release, Unchanged
+
+__all__ = ["CentralGaussian", "Release", "Unchanged"]

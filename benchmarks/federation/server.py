@@ -1,0 +1,194 @@
+"""The server's side of a round: state, optimisers, and the pipeline that a channel runs where it ends."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.view import RoundView
+
+if TYPE_CHECKING:
+    from privbench.defenses.accounting.plan import Plan
+    from privbench.defenses.aggregation.rule import Rule
+    from privbench.defenses.release.release import Release
+
+
+@dataclass
+class ServerState:
+    """All that the server carries from round to round: one object, checkpointed whole.
+
+    Args:
+        round: last finished round, 0 before the first.
+        model: global model, shape ``(layout.size,)``, float32.
+        optimizer, rule, release, channel: what these keep between rounds, by name.
+        ledger: privacy history, one entry a round and mechanism.
+        views: rounds that an adversary keeps, by adversary, for attacks that look back.
+    """
+
+    round: int
+    model: Tensor
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    rule: dict[str, Any] = field(default_factory=dict)
+    release: dict[str, Any] = field(default_factory=dict)
+    channel: dict[str, Any] = field(default_factory=dict)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    views: dict[str, list[RoundView]] = field(default_factory=dict)
+
+
+class ServerOptimizer(Protocol):
+    """Turns an aggregate into a step of the global model. It is post-processing of what was released."""
+
+    def step(self, model: Tensor, aggregate: Update, state: dict[str, Any], learning_rate: float) -> Tensor:
+        """The next global model, shape ``(d,)``.
+
+        Args:
+            model: current model, ``(d,)``.
+            aggregate: gradient or update; buffers are always plain differences.
+            state: this optimiser's own; changed in place.
+            learning_rate: the clients', which scales a shared gradient.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ServerSGD:
+    """Gradient descent on the pseudo-gradient (minus the mean update), with momentum (FedAvgM, Hsu et al. 2019).
+
+    ``learning_rate=1, momentum=0`` is FedAvg; with shared gradients it is FedSGD at the clients' learning rate.
+    """
+
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+
+    def step(self, model: Tensor, aggregate: Update, state: dict[str, Any], learning_rate: float) -> Tensor:
+        direction = _direction(aggregate, learning_rate)
+        p = aggregate.layout.trainable
+        if self.momentum:
+            state["momentum"] = state.get("momentum", torch.zeros(p)) * self.momentum + direction[:p]
+            direction[:p] = state["momentum"]
+        direction[:p] *= self.learning_rate
+        return model + direction
+
+
+@dataclass(frozen=True)
+class _Adaptive:
+    """Adaptive federated optimisation (Reddi et al. 2021, Algorithm 2), without bias correction as there.
+
+    Args:
+        learning_rate: eta.
+        beta1, beta2: decay of the first and second moment, in [0, 1).
+        tau: degree of adaptivity, > 0; the second moment starts at tau^2.
+    """
+
+    learning_rate: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
+        require(0 <= self.beta1 < 1, "beta1", self.beta1, "in [0, 1)")
+        require(0 <= self.beta2 < 1, "beta2", self.beta2, "in [0, 1)")
+        require(0 < self.tau < math.inf, "tau", self.tau, "must be positive")
+
+    def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def step(self, model: Tensor, aggregate: Update, state: dict[str, Any], learning_rate: float) -> Tensor:
+        direction = _direction(aggregate, learning_rate)
+        p = aggregate.layout.trainable
+        delta = direction[:p]
+        m = state.get("m", torch.zeros(p)) * self.beta1 + delta * (1 - self.beta1)
+        v = self.second_moment(state.get("v", torch.full((p,), self.tau**2)), delta.square())
+        state.update(m=m, v=v)
+        # Buffers are averaged, never preconditioned: a running variance has no gradient and would turn negative.
+        direction[:p] = self.learning_rate * m / (v.sqrt() + self.tau)
+        return model + direction
+
+
+@dataclass(frozen=True)
+class ServerAdam(_Adaptive):
+    """FedAdam."""
+
+    def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
+        return self.beta2 * v + (1 - self.beta2) * squared
+
+
+@dataclass(frozen=True)
+class ServerYogi(_Adaptive):
+    """FedYogi."""
+
+    def second_moment(self, v: Tensor, squared: Tensor) -> Tensor:
+        return v - (1 - self.beta2) * squared * torch.sign(v - squared)
+
+
+def _direction(aggregate: Update, learning_rate: float) -> Tensor:
+    """Where the aggregate points, a copy: the update, or minus the learning rate times the gradient."""
+    direction = aggregate.vector.clone()
+    if aggregate.kind == "gradient":
+        direction[: aggregate.layout.trainable] *= -learning_rate
+    return direction
+
+
+@dataclass(frozen=True)
+class RoundContext:
+    """What the server knows of a round before any message comes in.
+
+    Args:
+        seed: the run's seed (seeded noise is drawn from it).
+        round: from 1.
+        invited: clients drawn for the round.
+        expected: expected cohort size, the fixed normaliser of private means.
+        weighting: ``records`` or ``equal``.
+        layout: of all vectors.
+        kind: what clients share.
+        learning_rate: the clients'.
+        plan: the privacy plan, if the defense has one.
+        watched: clients whose updates an adversary keeps, out of those that its view shows.
+    """
+
+    seed: int
+    round: int
+    invited: tuple[int, ...]
+    expected: float
+    weighting: str
+    layout: Layout
+    kind: Any
+    learning_rate: float
+    plan: "Plan | None"
+    watched: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Released:
+    """What leaves the channel: the aggregate after the release station, and the next model, ``(d,)``."""
+
+    aggregate: Update
+    model: Tensor
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Aggregation, release and server optimiser, run where the channel ends."""
+
+    rule: "Rule"
+    release: "Release"
+    optimizer: ServerOptimizer
+
+    def run(self, updates: Iterable[Update], state: ServerState, context: RoundContext) -> Released:
+        """Consume the cohort's updates in client order and step the model; ``state``'s parts change in place."""
+        aggregate = self.rule.combine(updates, state.rule, context)
+        noise = stream(context.seed, "release", context.round)
+        aggregate = self.release.release(aggregate, state.release, context, noise)
+        model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
+        return Released(aggregate, model)

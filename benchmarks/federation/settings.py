@@ -1,0 +1,91 @@
+"""The federation's settings, as in ``conf/federation``."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from privbench.benchmarks.build import RUNTIME, require
+from privbench.benchmarks.federation.server import ServerOptimizer, ServerSGD
+from privbench.benchmarks.federation.update import Kind
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """What a client does in one round: ``steps`` of SGD, or ``epochs`` over its records.
+
+    Args:
+        learning_rate: > 0.
+        batch_size: records a step (the expected number under Poisson sampling); ``None`` is all that the client has.
+        epochs: passes over the client's records; ignored where ``steps`` is given.
+        steps: number of steps, whatever the number of records.
+        momentum: in [0, 1); the buffer starts at zero in every round, since clients keep no state.
+        weight_decay: L2 penalty, >= 0.
+        proximal: mu of FedProx's term mu/2 ||w - w_t||^2 (Li et al. 2020), >= 0.
+        share: ``update`` sends new minus received parameters (FedAvg, McMahan et al. 2017); ``gradient`` stays at the
+            received model and sends the gradient averaged over the steps (FedSGD).
+    """
+
+    learning_rate: float = 0.1
+    batch_size: int | None = 10
+    epochs: int = 1
+    steps: int | None = None
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    proximal: float = 0.0
+    share: Kind = "update"
+
+    def __post_init__(self) -> None:
+        require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
+        require(self.batch_size is None or self.batch_size >= 1, "batch_size", self.batch_size, "at least 1, or null")
+        require(self.epochs >= 1, "epochs", self.epochs, "at least 1")
+        require(self.steps is None or self.steps >= 1, "steps", self.steps, "at least 1, or null")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
+        require(0 <= self.proximal < math.inf, "proximal", self.proximal, "at least 0")
+
+    def batch(self, records: int) -> int:
+        """Records a step for a client that holds ``records``."""
+        return records if self.batch_size is None else min(self.batch_size, records)
+
+    def local_steps(self, records: int) -> int:
+        """Local steps a round for a client that holds ``records``."""
+        return self.steps if self.steps is not None else self.epochs * math.ceil(records / self.batch(records))
+
+
+@dataclass(frozen=True)
+class FederationSettings:
+    """Who takes part, how often, and how the server steps.
+
+    Args:
+        clients: number of clients; ``None`` is the partition's natural number, else 20.
+        rounds: communication rounds, at least 1.
+        participation: expected share of clients a round, in (0, 1].
+        sampling: ``fixed`` draws exactly ``round(participation * clients)`` without replacement, ``poisson`` each client
+            independently (a cohort may be empty); ``None`` is what the defense's privacy plan needs, else ``fixed``.
+        weighting: ``records`` weighs an update by its client's records, ``equal`` does not; ``None`` is what the
+            privacy plan needs, else ``records``.
+        dropout: probability that an invited client never answers, in [0, 1).
+        evaluate_every: rounds between evaluations; the last round is always evaluated.
+        local: the clients' work.
+        server: the server optimiser.
+        workers: processes that run clients; ``None`` shares the cores among parallel jobs. It doesn't change numbers.
+    """
+
+    clients: int | None = None
+    rounds: int = 20
+    participation: float = 1.0
+    sampling: Literal["fixed", "poisson"] | None = None
+    weighting: Literal["records", "equal"] | None = None
+    dropout: float = 0.0
+    evaluate_every: int = 1
+    local: LocalWork = field(default_factory=LocalWork)
+    server: ServerOptimizer = field(default_factory=ServerSGD)
+    workers: int | None = field(default=None, metadata=RUNTIME)
+
+    def __post_init__(self) -> None:
+        require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1")
+        require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
+        require(0 < self.participation <= 1, "participation", self.participation, "a fraction in (0, 1]")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
+        require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+        require(self.workers is None or self.workers >= 1, "workers", self.workers, "at least 1, or null for the cores")

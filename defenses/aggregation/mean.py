@@ -1,0 +1,95 @@
+"""Means: plain, and of clipped updates."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.server import RoundContext
+from privbench.benchmarks.federation.update import Update
+from privbench.defenses.aggregation.rule import check_finite, empty
+
+
+class _Sum:
+    """A weighted sum in float64, so that the result doesn't depend on how a cohort was split among workers."""
+
+    def __init__(self, context: RoundContext):
+        self.context, self.total, self.weight, self.records = context, None, 0.0, 0
+
+    def add(self, update: Update, scale: float = 1.0) -> None:
+        weight = float(update.records) if self.context.weighting == "records" else 1.0
+        if self.total is None:
+            self.total = torch.zeros(update.vector.shape, dtype=torch.float64)
+        self.total.add_(update.vector, alpha=weight * scale)
+        self.weight += weight
+        self.records += update.records
+
+    def mean(self, normaliser: float | None = None) -> Update:
+        if self.total is None:
+            return empty(self.context)
+        vector = (self.total / (normaliser or self.weight)).to(torch.float32)
+        return Update(vector, self.context.layout, self.context.kind, self.records)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean, weighted by records or equally as the federation says (FedAvg, McMahan et al. 2017)."""
+
+    linear = True
+    bounded = False
+
+    def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
+        total = _Sum(context)
+        for update in updates:
+            check_finite(update, context)
+            total.add(update)
+        return total.mean()
+
+
+@dataclass(frozen=True)
+class ClippedMean:
+    """The mean of updates clipped to an L2 norm: ``u min(1, C / ||u||)`` (Sun et al. 2019; McMahan et al. 2018).
+
+    The norm is that of the whole vector, buffers included. Under a privacy plan the clip is the plan's, the sum is
+    divided by the expected cohort size whatever the realised one, and an update that isn't finite counts as zero
+    without a word; otherwise it stops the run.
+
+    Args:
+        clip: bound C, > 0; ``None`` takes the privacy plan's.
+    """
+
+    clip: float | None = None
+    linear = True
+    bounded = True
+
+    def __post_init__(self) -> None:
+        require(self.clip is None or 0 < self.clip < math.inf, "clip", self.clip, "must be positive, or null")
+
+    def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
+        plan, total = context.plan, _Sum(context)
+        bound = plan.clip if plan else self.clip
+        assert bound is not None  # Defense.bind refuses a rule without a bound
+        clipped = count = 0
+        for update in updates:
+            norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
+            count += 1
+            if not math.isfinite(norm):
+                if plan is None:
+                    check_finite(update, context)
+                continue
+            clipped += norm > bound
+            total.add(update, scale=clip_factor(norm, bound))
+        mean = total.mean(normaliser=context.expected if plan else None)
+        if count and plan is None:
+            # How many were clipped is an output of its own: under a plan it would need a budget of its own.
+            mean.extras["clipped_share"] = torch.tensor(clipped / count)
+        return mean
+
+
+def clip_factor(norm: float | Tensor, bound: float) -> float:
+    """``min(1, C / norm)`` with the rounding of float32 kept on the safe side."""
+    return min(1.0, bound / max(float(norm), 1e-12) * (1 - 1e-6))

@@ -1,0 +1,47 @@
+"""How updates become one: the interface of aggregation rules."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+
+from privbench.benchmarks.federation.server import RoundContext
+from privbench.benchmarks.federation.update import Update
+
+
+class Rule(Protocol):
+    """An aggregation rule.
+
+    Attributes:
+        linear: the result is a weighted sum of updates, so it can run on a sum alone (secure aggregation).
+        bounded: one client moves the sum by at most the plan's clip in L2; without this there is no epsilon.
+    """
+
+    linear: bool
+    bounded: bool
+
+    def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
+        """One update from the cohort's, which come in client order; sums stream, others hold the cohort.
+
+        An empty cohort gives a zero update. The input is not changed.
+        """
+        ...
+
+
+def empty(context: RoundContext) -> Update:
+    """The update of a cohort without answers: zero."""
+    return Update(torch.zeros(context.layout.size), context.layout, context.kind, 0)
+
+
+def check_finite(update: Update, context: RoundContext) -> None:
+    """Refuse a NaN or infinity before it enters a sum.
+
+    Raises:
+        Diverged: if the update holds one.
+    """
+    if not bool(torch.isfinite(update.vector).all()):
+        raise Diverged(f"a client's update holds NaN or infinity in round {context.round}")
+
+
+class Diverged(RuntimeError):
+    """Training left the finite numbers: the run stops with status ``diverged``."""

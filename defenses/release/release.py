@@ -1,0 +1,52 @@
+"""What happens to the aggregate before the model leaves the server."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+
+from privbench.benchmarks.federation.server import RoundContext
+from privbench.benchmarks.federation.update import Update
+from privbench.defenses.noise import gaussian
+
+
+class Release(Protocol):
+    """The release station.
+
+    Attributes:
+        private: it adds the noise that a client-level privacy plan counts on.
+    """
+
+    private: bool
+
+    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+        """What may leave; ``noise`` is this round's stream."""
+        ...
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """The aggregate leaves as it is."""
+
+    private = False
+
+    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+        return aggregate
+
+
+@dataclass(frozen=True)
+class CentralGaussian:
+    """Gaussian noise added once, to the mean of clipped updates (McMahan et al. 2018, DP-FedAvg).
+
+    The standard deviation on every coordinate of the mean is ``z C / K``: noise multiplier and clip are the privacy
+    plan's, K is the expected cohort size by which the sum was divided. An empty cohort is noised all the same.
+    """
+
+    private = True
+
+    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+        plan = context.plan
+        assert plan is not None  # Defense refuses this station without a plan
+        std = plan.noise_multiplier * plan.clip / context.expected
+        vector = aggregate.vector + gaussian(len(aggregate.vector), std, plan.noise_source, noise)
+        return replace(aggregate, vector=vector)
