@@ -1,0 +1,3 @@
+from privbench.defenses.defense import Defense
+
+__all__ = ["Defense"]

@@ -1,0 +1,4 @@
+from privbench.defenses.local.dp_sgd import DPSGD
+from privbench.defenses.local.local import Local
+
+__all__ = ["DPSGD", "Local"]

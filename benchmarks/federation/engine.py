@@ -1,0 +1,193 @@
+"""Engines run client functions: in this process, or in a pool of processes that lives as long as the run."""
+
+import multiprocessing
+import os
+import pickle
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Engine(Protocol):
+    """Maps a function of (context, item) over items, in order; the context was given when the engine was made."""
+
+    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """Results in the order of ``items``, lazily; at most a window of them exists at a time."""
+        ...
+
+    def close(self) -> None:
+        """Give workers back. Safe to call twice."""
+        ...
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended without an answer (killed, out of memory)."""
+
+
+class ClientFailed(RuntimeError):
+    """A client function raised; the message holds its traceback."""
+
+
+class Serial:
+    """One client after another, in this process."""
+
+    def __init__(self, context: Any):
+        self._context = context
+
+    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        for item in items:
+            yield function(self._context, item)
+
+    def close(self) -> None:
+        pass
+
+
+class Pool:
+    """Persistent forked workers of one thread each.
+
+    Forking hands the context (data, model) over without copying it. Each worker gets two items ahead, so that it
+    never waits for the coordinator; results are put in order within a bounded window. A dead worker is noticed.
+    """
+
+    AHEAD = 2
+
+    def __init__(self, context: Any, workers: int):
+        # torch.optim's first use imports torch._dynamo (a second): before the fork, once.
+        import torch.optim  # noqa: F401
+
+        fork = multiprocessing.get_context("fork")
+        self._pipes: list[Connection] = []
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        for _ in range(workers):
+            here, there = fork.Pipe()
+            process = fork.Process(target=_work, args=(there, [*self._pipes, here], context), daemon=True)
+            with warnings.catch_warnings():
+                # torch's thread pool makes Python 3.12 warn of forking. Workers run one thread, as DataLoader's do.
+                warnings.filterwarnings("ignore", message=".*multi-threaded.*", category=DeprecationWarning)
+                process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        source = enumerate(items)
+        window = 2 * self.AHEAD * len(self._pipes)
+        busy = {pipe: deque[int]() for pipe in self._pipes}
+        done: dict[int, Any] = {}
+        waiting_for, exhausted = 0, False
+
+        def feed(pipe: Connection) -> None:
+            nonlocal exhausted
+            while not exhausted and len(busy[pipe]) < self.AHEAD:
+                ahead = max((i for q in busy.values() for i in q), default=waiting_for - 1)
+                if max(ahead, *done, waiting_for) - waiting_for >= window:
+                    return
+                pair = next(islice(source, 1), None)
+                if pair is None:
+                    exhausted = True
+                    return
+                self._send(pipe, (function, pair[1]))
+                busy[pipe].append(pair[0])
+
+        while True:
+            for _ in range(self.AHEAD):
+                for pipe in sorted(self._pipes, key=lambda p: len(busy[p])):
+                    if len(busy[pipe]) < self.AHEAD:
+                        feed(pipe)
+            if not any(busy.values()) and waiting_for not in done:
+                return
+            if waiting_for not in done:
+                for pipe in self._ready(busy):
+                    index = busy[pipe].popleft()
+                    done[index] = self._receive(pipe)
+                    feed(pipe)
+            while waiting_for in done:
+                result = done.pop(waiting_for)
+                waiting_for += 1
+                yield result
+
+    def _ready(self, busy: dict[Connection, deque[int]]) -> list[Connection]:
+        active = [p for p, q in busy.items() if q]
+        return [p for p in wait(active) if isinstance(p, Connection)]
+
+    def _send(self, pipe: Connection, job: Any) -> None:
+        try:
+            pipe.send_bytes(pickle.dumps(job, protocol=5))
+        except OSError:
+            raise self._death(pipe) from None
+
+    def _receive(self, pipe: Connection) -> Any:
+        try:
+            ok, value = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise self._death(pipe) from None
+        if not ok:
+            raise value
+        return value
+
+    def _death(self, pipe: Connection) -> WorkerDied:
+        process = self._processes[self._pipes.index(pipe)]
+        process.join(timeout=5)
+        return WorkerDied(f"worker {process.pid} died with exit code {process.exitcode} (killed, or out of memory)")
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.terminate()
+                process.join()
+        self._pipes, self._processes = [], []
+
+
+def _work(pipe: Connection, inherited: list[Connection], context: Any) -> None:
+    # Copies of the coordinator's ends would keep a pipe open after the coordinator is gone.
+    for other in inherited:
+        other.close()
+    torch.set_num_threads(1)
+    while True:
+        try:
+            function, item = pickle.loads(pipe.recv_bytes())
+        except (EOFError, OSError, KeyboardInterrupt):
+            return
+        try:
+            answer = (True, function(context, item))
+        except KeyboardInterrupt:
+            return
+        except Exception as error:
+            answer = (False, _portable(error))
+        try:
+            pipe.send_bytes(pickle.dumps(answer, protocol=5))
+        except OSError:
+            return
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself if it is the suite's own and survives pickling, else its traceback."""
+    if type(error).__module__.startswith("privbench."):
+        try:
+            return pickle.loads(pickle.dumps(error))
+        except Exception:  # an error with a constructor of its own
+            return ClientFailed(traceback.format_exc())
+    return ClientFailed(traceback.format_exc())
+
+
+def start(context: Any, workers: int, device: torch.device) -> Engine:
+    """A pool for several workers on the CPU, else a serial engine (a GPU's context can't be forked)."""
+    forks = "fork" in multiprocessing.get_all_start_methods()
+    return Pool(context, workers) if workers > 1 and device.type == "cpu" and forks else Serial(context)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

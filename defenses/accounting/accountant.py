@@ -1,0 +1,64 @@
+"""Epsilon of a history of (subsampled) Gaussian mechanisms, by privacy loss distributions (dp-accounting)."""
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+Step = tuple[float, float]
+"""Sampling rate q in (0, 1] (Poisson) and noise multiplier sigma: noise standard deviation over the clip of the sum."""
+
+_COARSE, _FINE = 1e-3, 1e-4
+
+
+@lru_cache(maxsize=4096)
+def _composed(history: tuple[tuple[Step, int], ...], delta: float, interval: float) -> float:
+    # dp-accounting takes a second to import; a run without privacy doesn't need it.
+    from dp_accounting import dp_event
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(value_discretization_interval=interval)
+    for (rate, sigma), count in history:
+        event = dp_event.GaussianDpEvent(sigma)
+        accountant.compose(event if rate == 1 else dp_event.PoissonSampledDpEvent(rate, event), count)
+    return float(accountant.get_epsilon(delta))
+
+
+def epsilon(history: Iterable[tuple[Step, int]], delta: float, interval: float = _FINE) -> float:
+    """The least epsilon proven for ``history``, an upper bound; neighbours add or remove one unit.
+
+    Args:
+        history: ((q, sigma), times) pairs, in any order.
+        delta: in (0, 1).
+        interval: grid of the privacy loss; coarser is faster and never too small.
+
+    Returns:
+        epsilon >= 0; infinity if a step that touches data has no noise.
+    """
+    total: dict[Step, int] = {}
+    for step, count in history:
+        total[step] = total.get(step, 0) + count
+    used = tuple(sorted((s, n) for s, n in total.items() if n))
+    if not used:
+        return 0.0
+    if any(sigma <= 0 for (_, sigma), _ in used):
+        return math.inf
+    return _composed(used, delta, interval)
+
+
+@lru_cache(maxsize=1024)
+def noise_multiplier(target: float, delta: float, rate: float, steps: int) -> float:
+    """The least noise multiplier (to 0.1%) with which ``steps`` Poisson-sampled steps satisfy (``target``, ``delta``).
+
+    Found by bisection on :func:`epsilon`, so that the same accountant calibrates and states.
+    """
+    history = lambda sigma: [((rate, sigma), steps)]  # noqa: E731
+    low, high = 0.05, 1.0
+    while epsilon(history(high), delta, _COARSE) > target:
+        low, high = high, high * 2
+    while high / low > 1.001:
+        middle = math.sqrt(low * high)
+        if epsilon(history(middle), delta, _COARSE) > target:
+            low = middle
+        else:
+            high = middle
+    return high

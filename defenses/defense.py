@@ -1,0 +1,79 @@
+"""A defense: a choice at each of the four stations, and one privacy plan if it claims a guarantee."""
+
+from dataclasses import dataclass, field
+
+from privbench.benchmarks.build import ConfigError, require
+from privbench.defenses.accounting.plan import ClientLevel, Facts, Plan, Privacy, RecordLevel
+from privbench.defenses.aggregation import ClippedMean, Mean, Rule
+from privbench.defenses.channel import Channel, Plaintext
+from privbench.defenses.local import Local
+from privbench.defenses.release import Release, Unchanged
+
+
+@dataclass(frozen=True)
+class Defense:
+    """The four stations of an update's way; the default is no defense at all.
+
+    Args:
+        local: on the client, before anything is sent.
+        channel: who can see an update on its way.
+        aggregation: how updates become one.
+        release: what happens before the model leaves.
+        privacy: the guarantee that the stations together give, ``None`` for none.
+    """
+
+    local: Local = field(default_factory=Local)
+    channel: Channel = field(default_factory=Plaintext)
+    aggregation: Rule = field(default_factory=Mean)
+    release: Release = field(default_factory=Unchanged)
+    privacy: Privacy | None = None
+
+    def __post_init__(self) -> None:
+        client_level = isinstance(self.privacy, ClientLevel)
+        record_level = isinstance(self.privacy, RecordLevel)
+        name = type(self.aggregation).__name__
+        require(
+            self.release.private == client_level,
+            "privacy" if self.release.private else "release",
+            None if self.release.private else type(self.release).__name__,
+            "central noise and a client-level guarantee go together: release=CentralGaussian with privacy=ClientLevel",
+        )
+        require(
+            self.local.private == record_level,
+            "privacy" if self.local.private else "local",
+            None if self.local.private else type(self.local).__name__,
+            "DP-SGD and a record-level guarantee go together: local=DPSGD with privacy=RecordLevel",
+        )
+        require(
+            not client_level or self.aggregation.bounded,
+            "aggregation",
+            name,
+            "a client-level guarantee needs a rule with a proven sensitivity: use ClippedMean",
+        )
+        require(
+            self.channel.plaintext or self.aggregation.linear,
+            "aggregation",
+            name,
+            "this channel shows the sum alone: use a rule that is a sum",
+        )
+        if isinstance(self.aggregation, ClippedMean):
+            require(
+                (self.aggregation.clip is None) == client_level,
+                "aggregation.clip",
+                self.aggregation.clip,
+                "leave it null under a privacy plan, which carries the clip" if client_level else "a positive number",
+            )
+
+    def bind(self, facts: Facts) -> Plan | None:
+        """The privacy plan for a federation, ``None`` without a guarantee.
+
+        Raises:
+            ConfigError: if the federation contradicts the guarantee.
+        """
+        if self.privacy is None:
+            return None
+        try:
+            return self.privacy.bind(facts)
+        except ConfigError as error:
+            # Sampling is the federation's field, everything else the plan's own.
+            raise error.under("federation" if error.field == "sampling" else "defense.privacy") from None

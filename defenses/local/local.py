@@ -1,0 +1,54 @@
+"""What a client does to protect itself before anything is sent. The base class does nothing."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from privbench.benchmarks.federation.settings import LocalWork
+from privbench.benchmarks.federation.update import Update
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.federation.trainer import Trainer
+    from privbench.defenses.accounting.plan import Plan
+
+
+@dataclass(frozen=True)
+class Local:
+    """No protection: shuffled batches, plain gradients, the update as it is. Mechanisms override what they change."""
+
+    private = False
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this mechanism can't train.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model as training will call it; done once a process."""
+        return model
+
+    def batches(self, records: int, work: LocalWork, generator: torch.Generator) -> Iterator[Tensor]:
+        """Indices of each local step's batch."""
+        batch, left = work.batch(records), work.local_steps(records)
+        while left > 0:
+            order = torch.randperm(records, generator=generator)
+            for part in order.split(batch)[:left]:
+                yield part
+            left -= min(left, math.ceil(records / batch))
+
+    def gradient(
+        self, trainer: "Trainer", x: Tensor, y: Tensor, client: int, plan: "Plan | None", generator: torch.Generator
+    ) -> None:
+        """Leave the gradient of one batch in ``trainer.gradient``."""
+        trainer.gradient.zero_()
+        trainer.loss(trainer.model, (x, y)).backward()
+
+    def send(self, update: Update, client: int, plan: "Plan | None", generator: torch.Generator) -> Update:
+        """The update as it leaves the client."""
+        return update
