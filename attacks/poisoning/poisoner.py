@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 
 from privbench.benchmarks.build import require
-from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.benchmarks.tasks.trigger import Patch
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,16 @@ class Poisoner:
         """Whether its clients run other code than they were given: attested clients would be refused."""
         return False
 
-    def poison(self, records: Split, spec: Spec, generator: torch.Generator) -> Split:
+    def poison(self, records: Split, spec: Spec, trigger: Patch | None, generator: torch.Generator) -> Split:
         """The data that its client trains on instead of ``records``."""
         return records
 
-    def work(self, work: LocalWork) -> LocalWork:
-        """The local work of its clients."""
-        return work
+    def craft(self, update: Update, others: tuple[Update, ...], share: float, generator: torch.Generator) -> Update:
+        """The update that it sends.
 
-    def craft(self, update: Update, others: tuple[Update, ...], generator: torch.Generator) -> Update:
-        """The update it sends; ``others`` are honest updates of the round, empty where the channel hides them."""
+        Args:
+            update: what its training made.
+            others: honest updates of the round, empty where the channel hides them.
+            share: weight of this client in the expected cohort's mean, in (0, 1].
+        """
         return update

@@ -13,6 +13,7 @@ from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Loss, Trainer
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.benchmarks.tasks.trigger import Patch
 from privbench.defenses.accounting.plan import Plan
 from privbench.defenses.channel import Channel, Message
 from privbench.defenses.local import Local
@@ -25,10 +26,11 @@ class ClientSide:
     Args:
         seed: the run's.
         data: all training records; ``shares[c]`` are client c's, as indices.
-        spec: of the data.
+        spec, trigger: of the task.
         model, layout, loss, work: what is trained and how.
         local, channel, plan: the client's part of the defense.
         poisoner: who owns ``attackers``, if anybody.
+        weights: each client's weight in the expected cohort's mean.
         received: the model of the round, ``(layout.size,)``, in memory that workers share.
         device: where clients train.
     """
@@ -37,6 +39,7 @@ class ClientSide:
     data: Split
     shares: list[Tensor]
     spec: Spec
+    trigger: Patch | None
     model: nn.Module
     layout: Layout
     loss: Loss
@@ -46,6 +49,7 @@ class ClientSide:
     plan: Plan | None
     poisoner: Poisoner | None
     attackers: frozenset[int]
+    weights: list[float]
     received: Tensor
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
@@ -95,13 +99,14 @@ def _compute(side: ClientSide, job: Job) -> Update:
     received = side.received if job.model is None else job.model
     records = side.data.take(side.shares[job.client])
     poisoner = side.poisoner if job.client in side.attackers else None
-    work, local = side.work, side.local
+    local = side.local
     if poisoner is not None:
-        records = poisoner.poison(records, side.spec, stream(side.seed, "poison", job.round, job.client))
-        work = poisoner.work(work)
+        # The same records in every round: the adversary poisons its data set once.
+        records = poisoner.poison(records, side.spec, side.trigger, stream(side.seed, "poison", 0, job.client))
         # Whoever changes the training code drops the noise that it should add; whoever only changes data can't.
         local = Local() if poisoner.tampers else local
-    update = side.trainer(local).train(received, records, work, job.client, side.plan, side.seed, job.round)
+    update = side.trainer(local).train(received, records, side.work, job.client, side.plan, side.seed, job.round)
     if poisoner is not None:
-        update = poisoner.craft(update, job.others, stream(side.seed, "craft", job.round, job.client))
+        craft = stream(side.seed, "craft", job.round, job.client)
+        update = poisoner.craft(update, job.others, side.weights[job.client], craft)
     return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))

@@ -7,7 +7,6 @@ import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
@@ -79,41 +78,37 @@ class Pool:
             self._processes.append(process)
 
     def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        source = enumerate(items)
+        source = iter(items)
         window = 2 * self.AHEAD * len(self._pipes)
         busy = {pipe: deque[int]() for pipe in self._pipes}
         done: dict[int, Any] = {}
-        waiting_for, exhausted = 0, False
+        dispatched, yielded, exhausted = 0, 0, False
 
-        def feed(pipe: Connection) -> None:
-            nonlocal exhausted
-            while not exhausted and len(busy[pipe]) < self.AHEAD:
-                ahead = max((i for q in busy.values() for i in q), default=waiting_for - 1)
-                if max(ahead, *done, waiting_for) - waiting_for >= window:
-                    return
-                pair = next(islice(source, 1), None)
-                if pair is None:
-                    exhausted = True
-                    return
-                self._send(pipe, (function, pair[1]))
-                busy[pipe].append(pair[0])
+        def feed() -> None:
+            nonlocal dispatched, exhausted
+            # Breadth first: everybody has one item before anybody has two.
+            for depth in range(1, self.AHEAD + 1):
+                for pipe, queue in busy.items():
+                    if exhausted or len(queue) >= depth or dispatched - yielded >= window:
+                        continue
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        return
+                    self._send(pipe, (function, item))
+                    queue.append(dispatched)
+                    dispatched += 1
 
-        while True:
-            for _ in range(self.AHEAD):
-                for pipe in sorted(self._pipes, key=lambda p: len(busy[p])):
-                    if len(busy[pipe]) < self.AHEAD:
-                        feed(pipe)
-            if not any(busy.values()) and waiting_for not in done:
-                return
-            if waiting_for not in done:
+        feed()
+        while yielded < dispatched:
+            while yielded not in done:
                 for pipe in self._ready(busy):
-                    index = busy[pipe].popleft()
-                    done[index] = self._receive(pipe)
-                    feed(pipe)
-            while waiting_for in done:
-                result = done.pop(waiting_for)
-                waiting_for += 1
-                yield result
+                    done[busy[pipe].popleft()] = self._receive(pipe)
+                feed()
+            yielded += 1
+            yield done.pop(yielded - 1)
+            feed()
 
     def _ready(self, busy: dict[Connection, deque[int]]) -> list[Connection]:
         active = [p for p, q in busy.items() if q]

@@ -1,0 +1,52 @@
+"""Backdoors by data (BadNets, Gu et al. 2017), alone or with model replacement (Bagdasaryan et al. 2020)."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from privbench.attacks.poisoning.poisoner import Poisoner
+from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.benchmarks.tasks.trigger import Patch
+
+
+@dataclass(frozen=True)
+class Backdoor(Poisoner):
+    """Paint the task's trigger on part of the data, give it the target label, and perhaps scale the update.
+
+    Args:
+        clients: how many clients it owns.
+        fraction: share of its clients' records that are poisoned, in (0, 1]; of the classes other than the target.
+        boost: factor on the update. 1 poisons data only; ``replace`` is one over the client's weight in the mean, so
+            that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020, equation 3).
+    """
+
+    fraction: float = 0.5
+    boost: float | Literal["replace"] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.fraction <= 1, "fraction", self.fraction, "a share in (0, 1]")
+        if isinstance(self.boost, float):
+            require(0 < self.boost < math.inf, "boost", self.boost, "positive, or replace")
+
+    @property
+    def tampers(self) -> bool:
+        return self.boost != 1
+
+    def poison(self, records: Split, spec: Spec, trigger: Patch | None, generator: torch.Generator) -> Split:
+        if trigger is None:
+            raise ConfigError("task.trigger", None, "a backdoor needs a trigger: task.trigger is null for this task")
+        order = torch.randperm(len(records), generator=generator)
+        other = order[records.y[order] != trigger.target]
+        chosen = other[: math.ceil(self.fraction * len(other))]
+        x, y = records.x.clone(), records.y.clone()
+        x[chosen], y[chosen] = trigger.apply(records.x[chosen], spec), trigger.target
+        return Split(x, y, records.group)
+
+    def craft(self, update: Update, others: tuple[Update, ...], share: float, generator: torch.Generator) -> Update:
+        factor = 1 / share if isinstance(self.boost, str) else self.boost
+        return update if factor == 1 else replace(update, vector=update.vector * factor)

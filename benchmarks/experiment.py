@@ -1,0 +1,160 @@
+"""One run, built and checked from its configuration; nothing here trains."""
+
+import os
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from privbench.attacks.poisoning import Poisoner
+from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, require, settings
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.settings import FederationSettings
+from privbench.benchmarks.measures.leakage import Leakage
+from privbench.benchmarks.tasks.classification import Classification
+from privbench.benchmarks.tasks.models.architecture import Architecture, make
+from privbench.defenses import Defense
+
+GROUPS = ("task", "model", "federation", "defense", "leakage", "poisoning")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one run consists of: the root of the configuration.
+
+    Args:
+        task, model, federation, defense: the groups of these names.
+        leakage, poisoning: likewise; ``None`` for none.
+        seed: names every random stream.
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
+        results_dir: where results go.
+        data_dir: where data sets are looked for first.
+        name: of the sweep that this run belongs to.
+        rerun: what to do with a finished run: ``never`` repeat it, only if ``stale`` (made by another revision), ``all``.
+        trusted_targets: packages besides privbench that ``_target_`` may name.
+    """
+
+    task: Classification
+    model: Architecture
+    federation: FederationSettings
+    defense: Defense
+    leakage: Leakage | None = None
+    poisoning: Poisoner | None = None
+    seed: int = 0
+    device: str = field(default="cpu", metadata=RUNTIME)
+    results_dir: str = field(default="results", metadata=RUNTIME)
+    data_dir: str | None = field(default=None, metadata=RUNTIME)
+    name: str | None = field(default=None, metadata=RUNTIME)
+    rerun: Literal["never", "stale", "all"] = field(default="never", metadata=RUNTIME)
+    trusted_targets: tuple[str, ...] = field(default=(), metadata=RUNTIME)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that was checked and can start.
+
+    Args:
+        experiment, federation, model: its objects; ``model`` is the initial global model, the federation's.
+        settings: what changes its numbers, without the seed.
+        config: the whole configuration, resolved.
+        path: its directory.
+    """
+
+    experiment: Experiment
+    federation: Federation
+    model: nn.Module
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """``<12 hex digits of the settings' SHA-256>-s<seed>``."""
+        return self.path.name
+
+
+def prepare(config: dict[str, Any]) -> Prepared:
+    """Build everything that a run needs and check that it can run.
+
+    Args:
+        config: the resolved configuration as plain containers.
+
+    Raises:
+        ConfigError: names the field, the value and what would be right.
+    """
+    trusted = tuple(config.get("trusted_targets") or ())
+    target = f"{Experiment.__module__}.{Experiment.__name__}"
+    experiment = build({"_target_": target, **{k: v or None for k, v in config.items() if k in GROUPS},
+                        **{k: v for k, v in config.items() if k not in GROUPS}}, trusted)  # fmt: skip
+    device = _device(experiment.device)
+    check_writable(Path(experiment.results_dir))
+    model = make(experiment.model, experiment.task.spec, experiment.seed)
+    leakage = experiment.leakage
+    federation = Federation(
+        settings=experiment.federation,
+        task=experiment.task,
+        model=model,
+        defense=experiment.defense,
+        poisoner=experiment.poisoning,
+        seed=experiment.seed,
+        watched=_victims(experiment) if leakage else frozenset(),
+        keep=frozenset(leakage.rounds) if leakage else frozenset(),
+        device=device,
+    )
+    _check_attacks(experiment, federation)
+    chosen = settings({"_target_": target, **config}, trusted)
+    kept = {k: chosen[k] for k in GROUPS if chosen.get(k)}
+    name = f"{sha256(canonical(kept).encode()).hexdigest()[:12]}-s{experiment.seed}"
+    return Prepared(experiment, federation, model, kept, config, Path(experiment.results_dir) / "runs" / name)
+
+
+def _victims(experiment: Experiment) -> frozenset[int]:
+    from privbench.benchmarks.federation.federation import number_of_clients
+
+    assert experiment.leakage is not None
+    try:
+        return frozenset(experiment.leakage.clients(number_of_clients(experiment.federation, experiment.task)))
+    except ConfigError as error:
+        raise error.under("leakage") from None
+
+
+def _check_attacks(experiment: Experiment, federation: Federation) -> None:
+    leakage, rounds = experiment.leakage, experiment.federation.rounds
+    if leakage:
+        require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
+        both = sorted(federation.watched & federation.attackers)
+        require(not both, "leakage.victims", both, "clients that the poisoner doesn't own (it owns the last ones)")
+    if experiment.poisoning:
+        require(experiment.task.trigger is not None, "task.trigger", None, "a trigger, which this poisoner needs")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError("device", name, "cpu, cuda, cuda:N or auto") from None
+    require(device.type in ("cpu", "cuda"), "device", name, "cpu, cuda, cuda:N or auto")
+    available = device.type == "cpu" or (device.index or 0) < torch.cuda.device_count()
+    require(available, "device", name, "this machine has no such device: use cpu")
+    return device
+
+
+def check_writable(folder: Path) -> None:
+    """Raise :class:`ConfigError` unless files can be made in ``folder``, which is made if needed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError("results_dir", str(folder), f"a folder that can be written ({error.strerror})") from None
+
+

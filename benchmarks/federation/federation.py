@@ -1,0 +1,294 @@
+"""The only training loop: a federation is a generator of rounds."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from privbench.attacks.poisoning.poisoner import Poisoner
+from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
+from privbench.benchmarks.federation.distribution import Distribution, Honest
+from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.sampling import answering, cohort
+from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.settings import FederationSettings
+from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.view import Public, RoundView, View
+from privbench.benchmarks.tasks.classification import Classification
+from privbench.defenses import Defense
+from privbench.defenses.accounting import Facts
+from privbench.defenses.aggregation import Diverged
+from privbench.defenses.channel import Message
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one round.
+
+    Args:
+        round: from 1.
+        state: the server's state after it.
+        invited, answered: who was drawn, and who sent an update.
+        views: each adversary's view up to this round: the rounds that it kept, and this one.
+        released: what left the channel.
+        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+    """
+
+    round: int
+    state: ServerState
+    invited: tuple[int, ...]
+    answered: tuple[int, ...]
+    views: dict[str, View]
+    released: Released
+    seconds: dict[str, float]
+
+
+@dataclass
+class Federation:
+    """A federation of simulated clients under one defense, with at most one poisoner.
+
+    Args:
+        settings: who takes part, how often, how the server steps.
+        task: data, loss, evaluation.
+        model: the initial global model.
+        defense: the four stations.
+        poisoner: owns the last ``poisoner.clients`` clients; ``None`` for nobody.
+        seed: names every random stream.
+        watched: clients whose updates views keep (where the channel shows them).
+        keep: rounds whose views later rounds still hold; others are dropped after their round.
+        device: where clients train.
+        distribution: how the model reaches clients.
+
+    Raises:
+        ConfigError: for a combination that can't run, before anything is trained.
+    """
+
+    settings: FederationSettings
+    task: Classification
+    model: nn.Module
+    defense: Defense = field(default_factory=Defense)
+    poisoner: Poisoner | None = None
+    seed: int = 0
+    watched: frozenset[int] = frozenset()
+    keep: frozenset[int] = frozenset()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    distribution: Distribution = field(default_factory=Honest)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        self.clients = number_of_clients(settings, self.task)
+        self.task.check(self.clients)
+        self.shares = self.task.split(self.clients, self.seed)
+        self.layout = Layout.of(self.model)
+        private = self.defense.privacy is not None and self.defense.privacy.unit == "client"
+        self.sampling = settings.sampling or ("poisson" if private and settings.participation < 1 else "fixed")
+        self.weighting = settings.weighting or ("equal" if private else "records")
+        require(
+            not private or self.weighting == "equal",
+            "federation.weighting",
+            self.weighting,
+            "a client-level guarantee needs equal weights: set equal (or null)",
+        )
+        self.facts = self._facts()
+        self.plan = self.defense.bind(self.facts)
+        try:
+            self.defense.local.check(self.model)
+        except ConfigError as error:
+            raise error.under("") from None
+        attackers = self.poisoner.clients if self.poisoner else 0
+        require(
+            attackers <= self.clients,
+            "poisoning.clients",
+            attackers,
+            f"at most the number of clients, {self.clients}",
+        )
+        self.attackers = frozenset(range(self.clients - attackers, self.clients))
+
+    def _facts(self) -> Facts:
+        records = tuple(len(s) for s in self.shares)
+        work = self.settings.local
+        return Facts(
+            clients=self.clients,
+            rounds=self.settings.rounds,
+            participation=self.settings.participation,
+            sampling=self.sampling,
+            records=records,
+            batch=tuple(work.batch(n) for n in records),
+            steps=tuple(work.local_steps(n) for n in records),
+        )
+
+    @property
+    def public(self) -> Public:
+        """What everyone in this federation knows."""
+        spec, work = self.task.spec, self.settings.local
+        return Public(
+            model=self.model,
+            layout=self.layout,
+            loss=self.task.loss,
+            shape=spec.shape,
+            classes=len(spec.classes),
+            mean=spec.mean,
+            std=spec.std,
+            kind=work.share,
+            learning_rate=work.learning_rate,
+            local_steps=work.local_steps,
+            defense=self.plan.public() if self.plan else {},
+        )
+
+    def workers(self, parallel_jobs: int = 1) -> int:
+        """Processes for clients: the setting, else the cores' share of one of ``parallel_jobs``."""
+        return self.settings.workers or max(1, engines.cores() // parallel_jobs)
+
+    def start(self) -> ServerState:
+        """The state before the first round."""
+        return ServerState(round=0, model=self.layout.read(self.model))
+
+    def client_side(self) -> ClientSide:
+        """What an engine's processes need to run clients."""
+        return ClientSide(
+            seed=self.seed,
+            data=self.task.data.train,
+            shares=self.shares,
+            spec=self.task.spec,
+            trigger=self.task.trigger,
+            model=self.model,
+            layout=self.layout,
+            loss=self.task.loss,
+            work=self.settings.local,
+            local=self.defense.local,
+            channel=self.defense.channel,
+            plan=self.plan,
+            poisoner=self.poisoner,
+            attackers=self.attackers,
+            weights=self._weights(),
+            received=torch.empty(self.layout.size).share_memory_(),
+            device=self.device,
+        )
+
+    def _weights(self) -> list[float]:
+        size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
+        return [s / (self.settings.participation * sum(size)) for s in size]
+
+    def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
+        """Rounds from the one after ``state`` to the last.
+
+        Args:
+            state: from :meth:`start` or a checkpoint; changed in place.
+            side: from :meth:`client_side`, the context that ``engine`` was made with.
+            engine: where clients run.
+
+        Raises:
+            Diverged: if the model leaves the finite numbers.
+            WorkerDied, ClientFailed: if a worker dies or a client function raises.
+        """
+        pipeline = Pipeline(self.defense.aggregation, self.defense.release, self.settings.server)
+        public = self.public
+        while state.round < self.settings.rounds:
+            begin = time.perf_counter()
+            number = state.round + 1
+            invited = cohort(
+                self.clients, self.settings.participation, self.sampling, stream(self.seed, "cohort", number)
+            )
+            here = answering(invited, self.settings.dropout, stream(self.seed, "dropout", number))
+            side.received.copy_(state.model)
+            context = RoundContext(
+                seed=self.seed,
+                round=number,
+                invited=invited,
+                expected=self.settings.participation * self.clients,
+                weighting=self.weighting,
+                layout=self.layout,
+                kind=self.settings.local.share,
+                learning_rate=self.settings.local.learning_rate,
+                plan=self.plan,
+                watched=self.watched,
+            )
+            timer = _Timer()
+            messages = timer.waiting(self._messages(here, number, state, engine))
+            released, views, state = self.defense.channel.server(messages, pipeline, state, context)
+            if not bool(torch.isfinite(released.model).all()):
+                raise Diverged(f"the model holds NaN or infinity after round {number}")
+            state.model, state.round = released.model, number
+            if self.plan:
+                state.ledger.append(self.plan.charge(number, invited))
+            seen = self._remember(state, views, number, public)
+            total = time.perf_counter() - begin
+            seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
+            yield Round(number, state, invited, here, seen, released, seconds)
+
+    def _messages(
+        self, here: tuple[int, ...], number: int, state: ServerState, engine: engines.Engine
+    ) -> Iterator[Message]:
+        """The last phase's messages: honest clients first, in order, then the poisoner's."""
+        channel = self.defense.channel
+        jobs = [
+            Job(c, number, channel.phases[0], model=self._sent(state.model, c))
+            for c in sorted(here, key=lambda c: (c in self.attackers, c))
+        ]
+        for phase in channel.phases[:-1]:
+            messages = list(self._phase(jobs, engine))
+            inbox = channel.relay(phase, messages, state)
+            following = channel.phases[channel.phases.index(phase) + 1]
+            jobs = [
+                Job(m.client, number, following, inbox=inbox[m.client], state=m.state, update=m.state["update"])
+                for m in messages
+                if m.client in inbox
+            ]
+        return self._phase(jobs, engine)
+
+    def _phase(self, jobs: list[Job], engine: engines.Engine) -> Iterator[Message]:
+        honest = [j for j in jobs if j.client not in self.attackers]
+        crooked = [j for j in jobs if j.client in self.attackers]
+        if not (self.poisoner and self.poisoner.wants_others and self.defense.channel.plaintext):
+            yield from engine.map(take_turn, chain(honest, crooked))
+            return
+        # An attacker that reads others' updates crafts its own when theirs have come in.
+        others: list[Update] = []
+        for message in engine.map(take_turn, honest):
+            others.append(message.payload)
+            yield message
+        yield from engine.map(take_turn, (_with_others(j, tuple(others)) for j in crooked))
+
+    def _sent(self, model: Tensor, client: int) -> Tensor | None:
+        """The model made for one client, ``None`` where it gets the round's like everybody."""
+        sent = self.distribution.craft(model, client)
+        return None if sent is model else sent
+
+    def _remember(
+        self, state: ServerState, views: dict[str, RoundView], number: int, public: Public
+    ) -> dict[str, View]:
+        seen = {name: View(name, public, (*state.views.get(name, ()), view)) for name, view in views.items()}
+        if number in self.keep:
+            for name, view in views.items():
+                state.views.setdefault(name, []).append(view)
+        return seen
+
+
+def number_of_clients(settings: FederationSettings, task: Classification) -> int:
+    """``federation.clients``, else the partition's natural number, else 20."""
+    return settings.clients or task.natural_clients or 20
+
+
+def _with_others(job: Job, others: tuple[Update, ...]) -> Job:
+    return Job(job.client, job.round, job.phase, job.model, job.inbox, job.state, job.update, others)
+
+
+class _Timer:
+    """Time spent waiting for an iterator's next element."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
+        while True:
+            start = time.perf_counter()
+            message = next(source, None)
+            self.seconds += time.perf_counter() - start
+            if message is None:
+                return
+            yield message

@@ -1,0 +1,261 @@
+"""Run one prepared experiment: train, measure, record."""
+
+import copy
+import math
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from privbench.benchmarks.experiment import Experiment, Prepared
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.client import ClientSide
+from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.view import View
+from privbench.benchmarks.measures.leakage import Leakage
+from privbench.benchmarks.measures.poisoning import triggered
+from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision
+from privbench.benchmarks.tasks.task import Split
+from privbench.defenses.aggregation import Diverged
+
+Status = Literal["complete", "failed", "diverged"]
+Row = dict[str, Any]
+
+DISTRACTORS = 64
+"""Other clients' records that the baseline ``other_image`` is drawn from."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Args:
+        status: as in its manifest.
+        how: ``ran``, ``resumed``, or ``kept`` (it was there already).
+        note: why it failed, or what is worth knowing of a kept run.
+    """
+
+    status: Status
+    how: Literal["ran", "resumed", "kept"]
+    note: str | None = None
+
+
+def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, parallel_jobs: int = 1) -> Outcome:
+    """Do what is missing of a run. What goes wrong while it runs is recorded, not raised.
+
+    Args:
+        prepared: from :func:`~privbench.benchmarks.experiment.prepare`.
+        choices: the configuration groups' choices, for the manifest.
+        progress: told of every round.
+        parallel_jobs: runs that share this machine's cores with this one.
+    """
+    record = Record(prepared.path)
+    with record.locked():
+        before = record.read()
+        if before and before["status"] in ("complete", "diverged"):
+            if not _again(prepared.experiment, before):
+                return Outcome(before["status"], "kept", _note(before))
+            record.forget()
+        return _run(prepared, record, choices, progress, parallel_jobs)
+
+
+def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
+    stale = manifest.get("revision") != revision()
+    return experiment.rerun == "all" or (experiment.rerun == "stale" and stale)
+
+
+def _note(manifest: dict[str, Any]) -> str | None:
+    if manifest["status"] == "diverged":
+        return f"{manifest['error']}; rerun=all repeats it"
+    if manifest.get("revision") != revision():
+        commit = (manifest.get("revision") or {}).get("commit", "an installed package")
+        return f"made by another revision ({commit[:12]}); rerun=stale repeats it"
+    return None
+
+
+def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int) -> Outcome:
+    # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
+    torch.set_num_threads(1)
+    federation = prepared.federation
+    workers = federation.workers(jobs)
+    state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
+    how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
+    side = federation.client_side()
+    model = copy.deepcopy(prepared.model).to(federation.device)
+    engine = None
+    try:
+        engine = engines.start(side, workers, federation.device)
+        progress.start(prepared, state.round)
+        for finished in federation.run(state, side, engine):
+            rows = list(_measure(prepared, finished, model, side, engine, record))
+            _refuse_nonfinite(rows, finished.round)
+            record.append(rows)
+            record.checkpoint(finished.state)
+            progress.round(finished.round, rows)
+    except Diverged as error:
+        record.finish("diverged", str(error))
+        return Outcome("diverged", how, str(error))
+    except Exception as error:  # the record says why, and the other jobs of a sweep go on
+        (record.path / "traceback.txt").write_text(traceback.format_exc())
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        record.finish("failed", reason)
+        return Outcome("failed", how, reason)
+    finally:
+        progress.stop()
+        if engine:
+            engine.close()
+    record.finish("complete", privacy=_statements(federation, state.ledger))
+    return Outcome("complete", how)
+
+
+def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict[str, Any]:
+    packages, machine = environment()
+    privacy = prepared.experiment.defense.privacy
+    spec = prepared.experiment.task.spec
+    return {
+        "schema": SCHEMA,
+        "id": prepared.id,
+        "settings": prepared.settings,
+        "config": prepared.config,
+        "seed": prepared.experiment.seed,
+        "choices": choices,
+        "revision": revision(),
+        "packages": packages,
+        "machine": {**machine, "workers": workers, "device": str(prepared.federation.device)},
+        # No party is separated from another by anything that evidence could show.
+        "assurance": "none",
+        "isolation": "same_host" if workers > 1 else "same_process",
+        "reproducible": privacy is None or privacy.noise_source == "seeded",
+        "rounds": prepared.experiment.federation.rounds,
+        "clients": prepared.federation.clients,
+        "classes": len(spec.classes),
+        "parameters": prepared.federation.layout.trainable,
+        "privacy": None,
+    }
+
+
+def _statements(federation: Federation, ledger: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    return federation.plan.statements(ledger) if federation.plan else None
+
+
+def _measure(
+    prepared: Prepared, finished: Round, model: nn.Module, side: ClientSide, engine: engines.Engine, record: Record
+) -> Iterator[Row]:
+    """All metric rows of one round."""
+    settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
+    last = number == settings.rounds
+    for name, seconds in finished.seconds.items():
+        yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
+    yield {"metric": "participants", "round": number, "value": len(finished.answered)}
+    yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
+    sizes = finished.views["network"].rounds[-1].sizes
+    yield {"metric": "update_bytes", "round": number, "value": sum(sizes.values()) / max(1, len(sizes))}
+    for name, value in finished.released.aggregate.extras.items():
+        yield {"metric": name, "round": number, "value": float(value)}
+    if last or number % settings.evaluate_every == 0:
+        federation.layout.write(finished.released.model, model)
+        yield from _utility(prepared.experiment, model, number)
+    if prepared.experiment.leakage and number in prepared.experiment.leakage.rounds:
+        yield from _leakage(prepared, prepared.experiment.leakage, finished, side, engine, record)
+    if last and federation.plan:
+        for statement in federation.plan.statements(finished.state.ledger):
+            infinite = statement["epsilon"] is None
+            yield {
+                "metric": "epsilon",
+                "round": number,
+                "adversary": statement["adversary"],
+                "value": statement["epsilon"],
+                "unit": statement["unit"],
+                "delta": statement["delta"],
+                **({"status": "not_applicable", "reason": "no guarantee against this adversary"} if infinite else {}),
+            }
+
+
+def _utility(experiment: Experiment, model: nn.Module, number: int) -> Iterator[Row]:
+    for name, value in experiment.task.evaluate(model).items():
+        yield {"metric": name, "round": number, "value": value}
+    rates = triggered(experiment.task, model)
+    if rates:
+        # The same rate has two names: a success needs a poisoner, and its floor is the rate without one.
+        rate = rates.pop("triggered_rate")
+        yield {"metric": "asr" if experiment.poisoning else "false_trigger_rate", "round": number, "value": rate}
+    for name, value in rates.items():
+        yield {"metric": name, "round": number, "value": value}
+
+
+def _refuse_nonfinite(rows: list[Row], number: int) -> None:
+    for row in rows:
+        if isinstance(row["value"], float) and not math.isfinite(row["value"]):
+            raise Diverged(f"{row['metric']} is {row['value']} after round {number}")
+
+
+@dataclass(frozen=True)
+class _Target:
+    """One attack: on one client's update, by one adversary."""
+
+    measure: Leakage
+    view: View
+    round: int
+    client: int
+    truth: Split
+    distractors: Tensor
+    generator: torch.Generator
+
+
+def _attack(_: ClientSide, target: _Target) -> tuple[list[Row], dict[str, Any]]:
+    t = target
+    return t.measure.measure(t.view, t.round, t.client, t.truth, t.generator, t.distractors)
+
+
+def _leakage(
+    prepared: Prepared, leakage: Leakage, finished: Round, side: ClientSide, engine: engines.Engine, record: Record
+) -> Iterator[Row]:
+    """Attack every victim with every adversary's view; the engine's workers share the attacks."""
+    targets: list[_Target] = []
+    for adversary in leakage.adversaries:
+        for client in sorted(prepared.federation.watched):
+            row = {"metric": "psnr_db", "round": finished.round, "client": client, "adversary": adversary, "value": None}
+            truth = _used(side, client, finished.round)
+            if client not in finished.answered or len(truth) == 0:
+                reason = f"client {client} used no record in round {finished.round}"
+                yield {**row, "status": "not_applicable", "reason": reason}
+                continue
+            seed = prepared.experiment.seed
+            targets.append(
+                _Target(
+                    leakage,
+                    finished.views[adversary],
+                    finished.round,
+                    client,
+                    truth,
+                    _others(side, client),
+                    stream(seed, f"leakage/{adversary}", finished.round, client),
+                )
+            )
+    for target, (rows, arrays) in zip(targets, engine.map(_attack, targets), strict=True):
+        yield from rows
+        if arrays:
+            who = target.view.adversary.replace(" ", "_")
+            record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
+
+
+def _used(side: ClientSide, client: int, number: int) -> Split:
+    """The records behind a client's update: those that its local steps drew."""
+    share = side.shares[client]
+    batches = side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))
+    drawn = torch.cat([*batches, torch.zeros(0, dtype=torch.int64)])
+    return side.data.take(share[drawn.unique()])
+
+
+def _others(side: ClientSide, client: int) -> Tensor:
+    """Inputs of other clients' records, ``(m, *shape)``."""
+    mine = torch.zeros(len(side.data), dtype=torch.bool)
+    mine[side.shares[client]] = True
+    others = torch.nonzero(~mine).squeeze(1)
+    chosen = torch.randperm(len(others), generator=stream(side.seed, "distractors", client=client))[:DISTRACTORS]
+    return side.data.x[others[chosen]]

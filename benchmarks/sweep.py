@@ -1,0 +1,182 @@
+"""Jobs: composed and checked before the first one starts, indexed, and closed with one table."""
+
+import datetime
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from privbench.benchmarks.build import ConfigError
+
+CONFIG = "config"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a sweep, checked.
+
+    Args:
+        overrides: what it was composed from.
+        id: the run's name.
+        path: its directory.
+    """
+
+    overrides: list[str]
+    id: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What a command line asks for.
+
+    Args:
+        multirun: whether it is a sweep.
+        name: of the sweep.
+        results: the results folder.
+        jobs: all of them; empty where a sweeper of Hydra's chooses as it goes (each is then checked when it starts).
+    """
+
+    multirun: bool
+    name: str
+    results: Path
+    jobs: list[Job]
+
+
+def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) -> Jobs:
+    """Compose and build every job of a command line, before the first one starts.
+
+    Raises:
+        ConfigError: for the first bad one, with its overrides in a sweep.
+    """
+    search = create_automatic_config_search_path(None, None, "pkg://privbench.conf")
+    if config_dir:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ConfigError("--config-dir", config_dir, "an existing folder of configuration files")
+        search.append("command-line", f"file://{folder}")
+    hydra = Hydra.create_main_hydra2("privbench", search)
+    try:
+        mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
+        first = hydra.compose_config(CONFIG, overrides, run_mode=mode, with_log_configuration=False)
+        many = mode is RunMode.MULTIRUN
+        sweeps = list(_expand(first.hydra.sweeper, list(first.hydra.overrides.task))) if many else [overrides]
+        jobs = [_check(hydra, job, many) for job in sweeps]
+        name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
+        return Jobs(many, str(name), Path(first.results_dir), jobs)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _translate(error) from None
+    finally:
+        from hydra.core.global_hydra import GlobalHydra
+
+        GlobalHydra.instance().clear()
+
+
+def _expand(sweeper: DictConfig, task: list[str]) -> list[list[str]]:
+    """The jobs that Hydra's basic sweeper would make; none for a sweeper that chooses as it goes."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    if not str(sweeper._target_).endswith("BasicSweeper"):
+        return []
+    params = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
+    given = {o.split("=", 1)[0].lstrip("+~") for o in task}
+    # The command line wins over the experiment's own sweep, as it does over any other value.
+    arguments = [p for p in params if p.split("=", 1)[0].lstrip("+~") not in given] + task
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
+    return [job for batch in batches for job in batch]
+
+
+def _check(hydra: Hydra, overrides: list[str], many: bool) -> Job:
+    from privbench.benchmarks.experiment import prepare
+
+    try:
+        config = hydra.compose_config(CONFIG, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        prepared = prepare(plain(config))
+    except (HydraException, OmegaConfBaseException, ConfigError) as error:
+        translated = error if isinstance(error, ConfigError) else _translate(error)
+        if not many:
+            raise translated from None
+        raise ConfigError(
+            translated.field, translated.value, f"{translated.expected} [job: {' '.join(overrides)}]"
+        ) from None
+    return Job(overrides, prepared.id, prepared.path)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The job's own configuration as plain containers, resolved, without Hydra's."""
+    own = {k: v for k, v in config.items() if k != "hydra"}
+    # Resolved under the whole configuration: interpolations may name any of it.
+    resolved = OmegaConf.to_container(OmegaConf.masked_copy(config, [str(k) for k in own]), resolve=True)
+    assert isinstance(resolved, dict)
+    return {str(k): v for k, v in resolved.items()}
+
+
+def _translate(error: Exception) -> ConfigError:
+    """Hydra's message in one line; it names the key or the missing choice itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if cause is not None and str(cause) not in str(error):
+        lines += [line.strip() for line in str(cause).splitlines()[:1]]
+    kept = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "Set the env"))]
+    return ConfigError("configuration", type(error).__name__, " ".join(kept))
+
+
+class Sweep(Callback):
+    """Hydra's callback around a sweep: the index when it starts, the table when it ends, whatever launches its jobs."""
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from privbench.benchmarks.results.report import report
+
+        folder = Path(config.results_dir) / str(config.name)
+        refresh(folder)
+        result = report(folder)
+        if result.status:
+            raise SystemExit(1)
+
+
+def write_index(jobs: Jobs) -> Path:
+    """Write ``sweep.json`` of a sweep about to start.
+
+    Returns:
+        The sweep's folder.
+    """
+    from privbench.benchmarks.results.record import write_json
+
+    folder = jobs.results / jobs.name
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = sorted(job.id for job in jobs.jobs)
+    write_json(
+        folder / "sweep.json",
+        {
+            "schema": 1,
+            "id": sha256(" ".join(ids).encode()).hexdigest()[:12],
+            "name": jobs.name,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "runs": [
+                {"path": f"../runs/{job.id}", "id": job.id, "overrides": job.overrides, "status": "planned"}
+                for job in jobs.jobs
+            ],
+        },
+    )
+    return folder
+
+
+def refresh(folder: Path) -> None:
+    """Bring the statuses in a sweep's index up to date."""
+    from privbench.benchmarks.results.record import Record, write_json
+
+    index = json.loads((folder / "sweep.json").read_text())
+    for entry in index["runs"]:
+        manifest = Record(folder / entry["path"]).read()
+        entry["status"] = manifest["status"] if manifest else "missing"
+    write_json(folder / "sweep.json", index)
