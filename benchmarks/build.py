@@ -165,11 +165,16 @@ def _conform(value: Any, hint: Any) -> Any:
         return value if callable(value) else _WRONG
     if getattr(kind, "_is_protocol", False):
         # A protocol is checked by its members, data attributes included.
-        wanted = typing.get_protocol_members(kind) if hasattr(typing, "get_protocol_members") else kind.__protocol_attrs__
-        return value if all(hasattr(value, m) for m in wanted) else _WRONG
+        return value if all(hasattr(value, m) for m in _members(kind)) else _WRONG
     if isinstance(kind, type):
         return value if isinstance(value, kind) else _WRONG
     return value
+
+
+def _members(protocol: type) -> set[str]:
+    """A protocol's public members (``typing.get_protocol_members`` came with Python 3.13)."""
+    bases = [b for b in protocol.__mro__ if getattr(b, "_is_protocol", False) and b is not typing.Protocol]
+    return {n for b in bases for n in (*vars(b), *getattr(b, "__annotations__", {})) if not n.startswith("_")}
 
 
 def _conform_sequence(value: Any, origin: type, args: tuple[Any, ...]) -> Any:

@@ -2,13 +2,17 @@
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -17,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from privbench.benchmarks.build import ConfigError
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.experiment import Prepared
 
 CONFIG = "config"
 
@@ -45,12 +52,14 @@ class Jobs:
         name: of the sweep.
         results: the results folder.
         jobs: all of them; empty where a sweeper of Hydra's chooses as it goes (each is then checked when it starts).
+        arguments: what Hydra is given to launch them.
     """
 
     multirun: bool
     name: str
     results: Path
     jobs: list[Job]
+    arguments: list[str]
 
 
 def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) -> Jobs:
@@ -59,41 +68,62 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
     Raises:
         ConfigError: for the first bad one, with its overrides in a sweep.
     """
+    with _hydra(config_dir) as hydra:
+        mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
+        first = hydra.compose_config(CONFIG, overrides, run_mode=mode, with_log_configuration=False)
+        many = mode is RunMode.MULTIRUN
+        arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
+        jobs = [_check(hydra, job, many) for job in sweeps]
+        name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
+        return Jobs(many, str(name), Path(first.results_dir), jobs, arguments)
+
+
+def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
+    """One run, checked, outside a sweep.
+
+    Raises:
+        ConfigError: if it is bad.
+    """
+    from privbench.benchmarks.experiment import prepare
+
+    with _hydra(config_dir) as hydra:
+        return prepare(plain(hydra.compose_config(CONFIG, overrides, RunMode.RUN, with_log_configuration=False)))
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[Hydra]:
+    """Hydra over the suite's configuration and the user's; its errors become :class:`ConfigError`."""
     search = create_automatic_config_search_path(None, None, "pkg://privbench.conf")
     if config_dir:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ConfigError("--config-dir", config_dir, "an existing folder of configuration files")
         search.append("command-line", f"file://{folder}")
-    hydra = Hydra.create_main_hydra2("privbench", search)
     try:
-        mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
-        first = hydra.compose_config(CONFIG, overrides, run_mode=mode, with_log_configuration=False)
-        many = mode is RunMode.MULTIRUN
-        sweeps = list(_expand(first.hydra.sweeper, list(first.hydra.overrides.task))) if many else [overrides]
-        jobs = [_check(hydra, job, many) for job in sweeps]
-        name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
-        return Jobs(many, str(name), Path(first.results_dir), jobs)
+        yield Hydra.create_main_hydra2("privbench", search)
     except (HydraException, OmegaConfBaseException) as error:
         raise _translate(error) from None
     finally:
-        from hydra.core.global_hydra import GlobalHydra
-
         GlobalHydra.instance().clear()
 
 
-def _expand(sweeper: DictConfig, task: list[str]) -> list[list[str]]:
-    """The jobs that Hydra's basic sweeper would make; none for a sweeper that chooses as it goes."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[list[str]]]:
+    """What to give Hydra, and the jobs that its basic sweeper will make of it.
 
+    An experiment's own parameters give way to the same keys on the command line, as any other value does; Hydra
+    would sweep over both. A sweeper that chooses as it goes gets the command line as it is, and no jobs are known.
+    """
     if not str(sweeper._target_).endswith("BasicSweeper"):
-        return []
-    params = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()]
-    given = {o.split("=", 1)[0].lstrip("+~") for o in task}
-    # The command line wins over the experiment's own sweep, as it does over any other value.
-    arguments = [p for p in params if p.split("=", 1)[0].lstrip("+~") not in given] + task
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
-    return [job for batch in batches for job in batch]
+        return overrides, []
+    parser = OverridesParser.create()
+    given = {o.key_or_group for o in parser.parse_overrides(overrides)}
+    params = {str(k): v for k, v in (sweeper.get("params") or {}).items()}
+    mine = [o for o in overrides if not o.startswith("hydra.sweeper.params")]
+    swept = [f"{k}={v}" for k, v in params.items() if k not in given] + mine
+    batches = BasicSweeper.split_arguments(
+        [o for o in parser.parse_overrides(swept) if not o.key_or_group.startswith("hydra")], None
+    )
+    return ["hydra.sweeper.params=null", *swept], [job for batch in batches for job in batch]
 
 
 def _check(hydra: Hydra, overrides: list[str], many: bool) -> Job:
@@ -135,11 +165,13 @@ class Sweep(Callback):
     """Hydra's callback around a sweep: the index when it starts, the table when it ends, whatever launches its jobs."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from rich.console import Console
+
         from privbench.benchmarks.results.report import report
 
         folder = Path(config.results_dir) / str(config.name)
         refresh(folder)
-        result = report(folder)
+        result = report(folder, Console())
         if result.status:
             raise SystemExit(1)
 

@@ -1,8 +1,11 @@
-"""A task owns its data, its loss, its evaluation and its trigger."""
+"""What a task is made of: records, what is known about them, and where they come from."""
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Domain = Literal["image", "signal", "table"]
 
 
 @dataclass(frozen=True)
@@ -25,3 +28,50 @@ class Split:
     def take(self, index: Tensor) -> "Split":
         """The records at ``index`` (``(m,)`` int64), copied."""
         return Split(self.x[index], self.y[index], None if self.group is None else self.group[index])
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is public about a data set.
+
+    Args:
+        name: of the data set, as in ``conf/task``.
+        shape: of one input: ``(channels, height, width)``, ``(channels, samples)`` or ``(features,)``.
+        classes: class names; label ``i`` is ``classes[i]``.
+        mean, std: standardisation, broadcastable to ``shape``: ``raw = x * std + mean``; raw pixels are in [0, 1].
+        domain: what an input is.
+        group: what ``Split.group`` numbers, in the singular (``"hospital"``), or ``None``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...]
+    mean: Tensor
+    std: Tensor
+    domain: Domain
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """A loaded data set; ``test`` is standardised with the statistics of ``train``."""
+
+    train: Split
+    test: Split
+    spec: Spec
+
+
+class Source(Protocol):
+    """A data set. Sources are frozen dataclasses: equal ones are loaded once per process."""
+
+    def load(self, data_dir: str | None) -> Data:
+        """Read the data set.
+
+        Args:
+            data_dir: a folder to look in before ``PRIVBENCH_DATA`` and the user's cache.
+
+        Raises:
+            DataMissing: if a file is nowhere, and can't be fetched.
+            ConfigError: if a file isn't the one that was published.
+        """
+        ...

@@ -1,0 +1,22 @@
+"""Models: dataclasses that build a ``torch.nn.Module`` for a task's inputs."""
+
+from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
+from privbench.benchmarks.tasks.models.convnet import ConvNet
+from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
+from privbench.benchmarks.tasks.models.lenet import LeNet
+from privbench.benchmarks.tasks.models.resnet import ResNet18
+from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
+from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
+
+__all__ = [
+    "MLP",
+    "Architecture",
+    "ConvNet",
+    "Custom",
+    "LeNet",
+    "LogisticRegression",
+    "ResNet18",
+    "SignalCNN",
+    "SmallCNN",
+    "make",
+]

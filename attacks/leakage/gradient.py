@@ -1,0 +1,80 @@
+"""The gradient that a client would send for given records, as a function of these records."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from privbench.benchmarks.federation.view import Public
+
+
+class _Loss(nn.Module):
+    """The task's loss as a module, so that a functional call reaches the parameters inside."""
+
+    def __init__(self, public: Public):
+        super().__init__()
+        self.model = _stateless(copy.deepcopy(public.model))
+        self.loss = public.loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.model, (x, y))
+
+
+class ClientGradient:
+    """``(x, y) -> gradient`` of the public loss at a model, twice differentiable.
+
+    BatchNorm is used in the mode of ``public.model``: in training mode with the statistics of the batch that is
+    reconstructed, in evaluation mode with those in ``vector``. Dropout is switched off: its masks are not known.
+
+    Args:
+        public: architecture, loss and layout.
+        vector: the model, ``(layout.size,)``.
+    """
+
+    def __init__(self, public: Public, vector: Tensor):
+        self._module = _Loss(public)
+        own = {**dict(self._module.model.named_parameters()), **dict(self._module.model.named_buffers())}
+        state = {
+            name: (value if own[name].is_floating_point() else value.round().to(own[name].dtype)).detach().clone()
+            for name, value in public.layout.views(vector).items()
+            if name in own
+        }
+        names = public.layout.names[: public.layout.parameters]
+        self.parameters = {name: state[name].requires_grad_() for name in names}
+        self.buffers = {name: value for name, value in state.items() if name not in self.parameters}
+
+    def _tensors(self, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {f"model.{name}": value for name, value in {**parameters, **self.buffers}.items()}
+
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Shape ``(layout.trainable,)``; for plain automatic differentiation."""
+        value = functional_call(self._module, self._tensors(self.parameters), (x, y))
+        parts = torch.autograd.grad(value, list(self.parameters.values()), create_graph=True, materialize_grads=True)
+        return torch.cat([p.reshape(-1) for p in parts])
+
+    def functional(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same inside ``torch.func`` transforms."""
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            return functional_call(self._module, self._tensors(parameters), (x, y))
+
+        parts = torch.func.grad(loss)({name: p.detach() for name, p in self.parameters.items()})
+        return torch.cat([p.reshape(-1) for p in parts.values()])
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's output for a batch."""
+        tensors = {**self.parameters, **self.buffers}
+        return functional_call(self._module.model, tensors, (x,))
+
+
+def _stateless(model: nn.Module) -> nn.Module:
+    """A model whose forward pass changes nothing: what a training-mode BatchNorm would update is taken out."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+        elif isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    return model

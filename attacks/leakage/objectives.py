@@ -1,0 +1,49 @@
+"""Distances between gradients, and priors on images."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Objective(Protocol):
+    """How far a candidate's gradient is from the observed one."""
+
+    def __call__(self, gradient: Tensor, target: Tensor) -> Tensor:
+        """Both of shape ``(d,)``; a scalar, 0 at best."""
+        ...
+
+
+@dataclass(frozen=True)
+class SquaredDistance:
+    """``||g - t||^2 / ||t||^2`` (Zhu et al. 2019, eq. 2, relative to the target so that tolerances mean the same)."""
+
+    def __call__(self, gradient: Tensor, target: Tensor) -> Tensor:
+        return (gradient - target).square().sum() / target.square().sum()
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """``1 - cos(g, t)`` over all layers jointly (Geiping et al. 2020, eq. 4).
+
+    Computed as ``||g/|g| - t/|t|||^2 / 2``: the same value, but ``1 - cos`` cancels in float32 near its minimum.
+    """
+
+    def __call__(self, gradient: Tensor, target: Tensor) -> Tensor:
+        # The guard keeps a candidate whose gradient vanishes (all units dead) from ending in NaN.
+        unit = gradient / gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
+        return (unit - target / target.norm()).square().sum() / 2
+
+
+@dataclass(frozen=True)
+class TotalVariation:
+    """Mean absolute difference of neighbours, summed over the spatial dimensions; standardised space.
+
+    No padding: a constant input has 0. Inputs ``(B, C, H, W)`` have two spatial dimensions, signals ``(B, C, T)`` one,
+    tables ``(B, F)`` none, for which the value is 0.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        spatial = [d for d in range(2, x.ndim) if x.shape[d] > 1]
+        return sum((x.diff(dim=d).abs().mean() for d in spatial), x.new_zeros(()))

@@ -1,0 +1,133 @@
+"""The console script. Nothing heavy is imported before a command needs it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+BAD_INPUT = 2
+DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
+
+DESCRIPTION = """\
+What does each way of protecting federated learning cost, and what does it stop?
+
+commands:
+  run [OVERRIDE ...]        train, attack and measure; any Hydra override, -m for a sweep
+  report DIR                draw tables and figures from results alone
+  partition [OVERRIDE ...]  draw how a task's records lie with its clients
+
+examples:
+  privbench run experiment=quickstart
+  privbench run defense=dp_central poisoning=backdoor leakage=inverting_gradients
+  privbench run -m defense=none,dp_local seed=0,1,2
+  privbench run --help      lists configuration groups and their choices
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``privbench``; exits with 0, 1 (a run failed) or 2 (bad input)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="privbench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.add_argument("command", nargs="?", choices=("run", "report", "partition"), metavar="COMMAND")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    options = parser.parse_args(given)
+    if options.version:
+        from importlib.metadata import version
+
+        print(f"privbench {version('privbench')}")
+        return
+    if options.command is None:
+        parser.print_help()
+        raise SystemExit(BAD_INPUT)
+    raise SystemExit({"run": run, "report": report, "partition": partition}[options.command](options.rest))
+
+
+def run(arguments: list[str]) -> int:
+    """``privbench run``: every job is composed and checked first, then Hydra launches them."""
+    if any(a.split("=")[0] in DELEGATED for a in arguments):
+        return _hydra(arguments)
+    options = _hydra_options("run", arguments)
+    from privbench.benchmarks import sweep
+    from privbench.benchmarks.build import ConfigError
+
+    try:
+        jobs = sweep.plan(options.overrides, options.multirun, options.config_dir)
+        if jobs.multirun:
+            sweep.write_index(jobs)
+    except ConfigError as error:
+        return _refuse(error)
+    flags = ["--multirun"] if jobs.multirun else []
+    flags += ["--config-dir", options.config_dir] if options.config_dir else []
+    if jobs.multirun:
+        print(f"{len(jobs.jobs)} runs, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
+        return _hydra([*flags, *jobs.arguments, f"name={jobs.name}"])
+    return _hydra([*flags, *options.overrides])
+
+
+def report(arguments: list[str]) -> int:
+    """``privbench report DIR``."""
+    parser = argparse.ArgumentParser(
+        prog="privbench report", description="Draw tables and figures of a run, a sweep or a results folder."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument(
+        "--mixed-revisions", action="store_true", help="let runs of several revisions stand side by side, labelled"
+    )
+    options = parser.parse_args(arguments)
+    from rich.console import Console
+
+    from privbench.benchmarks.results.report import report as draw
+
+    try:
+        return draw(options.folder, Console(), options.mixed_revisions).status
+    except (OSError, ValueError) as error:
+        print(f"privbench: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def partition(arguments: list[str]) -> int:
+    """``privbench partition``: the figure of a task's partition, in ``results_dir``."""
+    options = _hydra_options("partition", arguments)
+    from privbench.benchmarks import sweep
+    from privbench.benchmarks.build import ConfigError
+    from privbench.benchmarks.tasks.picture import draw
+
+    try:
+        prepared = sweep.compose(options.overrides, options.config_dir)
+    except ConfigError as error:
+        return _refuse(error)
+    experiment = prepared.experiment
+    stem = Path(experiment.results_dir) / f"partition_{experiment.task.spec.name}-s{experiment.seed}"
+    for path in draw(experiment.task, prepared.federation.clients, experiment.seed, stem):
+        print(path)
+    return 0
+
+
+def _hydra_options(command: str, arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog=f"privbench {command}")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-cd", "--config-dir", metavar="DIR")
+    return parser.parse_intermixed_args(arguments)
+
+
+def _refuse(error: Exception) -> int:
+    print(f"privbench: {' '.join(str(error).split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _hydra(arguments: list[str]) -> int:
+    import hydra
+
+    from privbench.benchmarks.job import job
+
+    sys.argv = ["privbench run", *arguments]
+    hydra.main(version_base="1.3", config_path="pkg://privbench.conf", config_name="config")(job)()
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What Hydra launches: one job, in this process or in another."""
+
+import sys
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from privbench.benchmarks.build import ConfigError
+
+
+def job(config: DictConfig) -> str:
+    """Run one composed configuration; of a single run, print the table and exit with 1 if it failed.
+
+    Returns:
+        The run's status.
+    """
+    from rich.console import Console
+
+    from privbench.benchmarks.experiment import prepare
+    from privbench.benchmarks.progress import Progress
+    from privbench.benchmarks.results.report import report
+    from privbench.benchmarks.run import run
+    from privbench.benchmarks.sweep import plain
+
+    hydra = HydraConfig.get()
+    single = hydra.mode == RunMode.RUN
+    try:
+        prepared = prepare(plain(config))
+    except ConfigError as error:
+        # A sweep's jobs were checked before the first one started, unless its sweeper chooses as it goes.
+        print(f"privbench: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    progress = Progress(_label(choices, prepared.experiment.seed))
+    outcome = run(prepared, choices, progress, _parallel_jobs(hydra.launcher))
+    done = {"ran": outcome.status, "resumed": f"{outcome.status} (resumed)", "kept": f"{outcome.status} before, kept"}
+    note = f": {outcome.note}" if outcome.note else ""
+    progress.console.print(f"{prepared.id}  {_label(choices, prepared.experiment.seed)}  {done[outcome.how]}{note}",
+                           highlight=False, markup=False)  # fmt: skip
+    if single:
+        report(prepared.path, Console())
+        if outcome.status != "complete":
+            raise SystemExit(1)
+    return outcome.status
+
+
+def _label(choices: dict[Any, Any], seed: int) -> str:
+    return " ".join([f"{choices['task']} {choices['defense']} poisoning={choices['poisoning']}", f"seed={seed}"])
+
+
+def _parallel_jobs(launcher: Any) -> int:
+    """How many jobs share this machine: joblib's ``n_jobs``; one a machine or an allocation elsewhere."""
+    from privbench.benchmarks.federation.engine import cores
+
+    jobs = launcher.get("n_jobs", 1)
+    return cores() if jobs is None or jobs < 0 else max(1, int(jobs))

@@ -1,0 +1,244 @@
+"""Figures: pure functions of loaded results. Each returns ``None`` where there is nothing to show."""
+
+from collections.abc import Iterator
+from math import ceil, isfinite, log10
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from privbench.benchmarks.results.arms import BASELINES, Arm
+from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.reconstructions import reconstructions
+from privbench.benchmarks.results.style import (
+    COLUMN,
+    PAGE,
+    chance,
+    comparable,
+    curve,
+    legend_shape,
+    looks,
+    new,
+    save,
+    seeds,
+    slug,
+    style,
+    words,
+    wrap,
+)
+from privbench.benchmarks.results.table import floor, number
+
+__all__ = [
+    "accuracy_over_rounds",
+    "asr_over_rounds",
+    "every",
+    "leakage",
+    "privacy_utility",
+    "reconstructions",
+    "save",
+    "write",
+]
+NAMES = ("privacy_utility", "accuracy_over_rounds", "asr_over_rounds", "leakage", "reconstructions")
+"""How the names of the files begin."""
+
+
+def every(results: Results) -> Iterator[tuple[str, Figure]]:
+    """Name and figure of all that ``results`` of one setup have to show.
+
+    Raises:
+        Refused: if an arm can't be averaged.
+    """
+    simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage)
+    for name, draw in zip(NAMES, simple, strict=False):
+        figure = draw(results)
+        if figure is not None:
+            yield name, figure
+    for adversary in sorted({x for a in results.arms() for x in a.adversaries}):
+        figure = reconstructions(results, adversary)
+        if figure is not None:
+            yield f"reconstructions_{slug(adversary)}", figure
+
+
+def accuracy_over_rounds(results: Results) -> Figure | None:
+    """Accuracy of the global model by round; arms with a poisoner are left out if there are any without."""
+    arms = [a for a in comparable(results.arms()) if a.series("accuracy")]
+    if not arms:
+        return None
+    with style():
+        figure = new(COLUMN, 2.2)
+        axes = figure.add_subplot()
+        for number, (arm, look) in enumerate(zip(arms, looks(arms).values(), strict=True)):
+            curve(axes, arm.series("accuracy"), arm.label, look, number)
+        _chance(axes, results)
+        _percent(axes)
+        _rounds(axes, "accuracy (%)", _poisoner(arms) + seeds(arms))
+        _legend(figure, axes)
+    return figure
+
+
+def asr_over_rounds(results: Results) -> Figure | None:
+    """Backdoor success of each poisoned arm by round; the floor of its twin without poisoner is dashed."""
+    every = results.arms()
+    arms = [a for a in every if a.poisoned and a.series("asr")]
+    if not arms:
+        return None
+    with style():
+        figure = new(COLUMN, 2.2)
+        axes = figure.add_subplot()
+        for number, (arm, look) in enumerate(zip(arms, looks(arms).values(), strict=True)):
+            curve(axes, arm.series("asr"), arm.label, look, number)
+            found = floor(arm, results)
+            if found is not None and found.mean is not None:
+                axes.axhline(100 * found.mean, color=look["color"], linestyle="--", linewidth=0.9)
+        axes.plot([], [], color="#555555", linestyle="--", linewidth=0.9, label="floor (no poisoner)")
+        axes.set_ylim(-3, 103)
+        _rounds(axes, "attack success rate (%)", seeds(arms))
+        _legend(figure, axes)
+    return figure
+
+
+def privacy_utility(results: Results) -> Figure | None:
+    """Final accuracy against epsilon, one panel a unit and adversary, since epsilons of two kinds don't compare.
+
+    Arms without a guarantee in a panel stand at its ∞, controls (no defense, clipping without noise) included.
+    """
+    arms = [a for a in comparable(results.arms()) if a.final("accuracy").mean is not None]
+    panels = sorted({p for a in arms for p in a.guarantees()})
+    if not panels:
+        return None
+    columns = min(2, len(panels))
+    rows = ceil(len(panels) / columns)
+    with style():
+        width = COLUMN if columns == 1 else PAGE
+        figure = new(width, 2.1 * rows + 0.2)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=False):
+            _panel(axes, arms, panel)
+            _chance(axes, results)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("accuracy (%)")
+            _percent(axes)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_visible(False)
+        simulated = any(s.simulated for a in arms for s in a.guarantees().values())
+        kinds = "; hollow: noise simulated from a seed" if simulated else ""
+        figure.suptitle(f"{_poisoner(arms)}{seeds(arms)}{kinds}", fontsize=7)
+        _legend(figure, grid.flat[0])
+    return figure
+
+
+def _panel(axes: Axes, arms: list[Arm], panel: tuple[str, str]) -> None:
+    """One (unit, adversary): log10(epsilon) and, past a gap, a band for ∞ in which arms stand side by side in order."""
+    stated = {a.key: a.guarantees().get(panel) for a in arms}
+    epsilon = {k: s.epsilon for k, s in stated.items() if s is not None and isfinite(s.epsilon)}
+    positive = [e for e in epsilon.values() if e > 0]
+    x = {e: log10(e or min(positive, default=1.0) / 10) for e in epsilon.values()}  # 0 stands a decade below
+    at = {k: x[e] for k, e in epsilon.items()}
+    low, high = min(at.values(), default=0.0), max(at.values(), default=0.0)
+    span = max(high - low, 0.5)
+    free = [a.key for a in arms if a.key not in at]
+    start, width = high + 0.35 * span, 0.08 * span * max(len(free) - 1, 0)
+    at |= {k: start + 0.08 * span * i for i, k in enumerate(free)}
+    for arm, look in zip(arms, looks(arms).values(), strict=True):
+        found, said = arm.final("accuracy"), stated[arm.key]
+        simulated = said is not None and said.simulated and arm.key in epsilon
+        error = None if found.half_width is None else 100 * found.half_width
+        mean = 100 * (found.mean or 0.0)
+        marker: dict[str, Any] = {"color": look["color"], "marker": look["marker"], "linestyle": "none"}
+        marker["markerfacecolor"] = "white" if simulated else look["color"]
+        axes.errorbar(at[arm.key], mean, yerr=error, label=arm.label, capsize=2, elinewidth=1, **marker)
+    ticks = sorted(set(epsilon.values()))
+    if len(ticks) > 8:
+        ticks = [ticks[round(i * (len(ticks) - 1) / 7)] for i in range(8)]
+    if free:
+        axes.axvspan(start - 0.12 * span, start + width + 0.12 * span, color="#F3F3F3", linewidth=0, zorder=0)
+    middle = [start + width / 2] if free else []
+    axes.set_xticks([*(x[t] for t in ticks), *middle], [*(f"{t:.3g}" for t in ticks), *("∞" for _ in middle)])
+    axes.set_xlim(low - 0.2 * span, (start + width if free else high) + 0.15 * span)
+    axes.set_xlabel("ε (log scale)")
+    axes.set_title(f"{panel[0]}-level, against {words(panel[1])}")
+
+
+def leakage(results: Results) -> Figure | None:
+    """PSNR of reconstructions by arm, one panel an adversary, with the trivial guesses beside each bar."""
+    arms = comparable(results.arms())
+    adversaries = sorted({x for a in arms for x in a.adversaries})
+    if not adversaries:
+        return None
+    with style():
+        names = [wrap(a.label, 24) for a in arms]
+        pitch = 0.12 * (1 + max(n.count("\n") + 1 for n in names))
+        figure = new(COLUMN, 0.55 + len(adversaries) * (0.3 + pitch * len(arms)))
+        panels = figure.subplots(len(adversaries), 1, squeeze=False, sharex=True)[:, 0]
+        for axes, adversary in zip(panels, adversaries, strict=True):
+            _bars(axes, arms, adversary)
+            axes.set_yticks(range(len(arms)), names)
+        panels[-1].set_xlabel("PSNR of reconstructions (dB)")
+        figure.suptitle(f"{_poisoner(arms)}{seeds(arms)}", fontsize=7)
+        _legend(figure, max(panels, key=lambda p: len(p.get_legend_handles_labels()[1])))
+    return figure
+
+
+BASELINE_MARKERS = dict(zip(BASELINES, ("|", "x", "+", "d"), strict=True))
+
+
+def _bars(axes: Axes, arms: list[Arm], adversary: str) -> None:
+    drawn: set[str] = set()
+    for row, (arm, look) in enumerate(zip(arms, looks(arms).values(), strict=True)):
+        found = arm.leakage("psnr_db", adversary)
+        if found.mean is None or not isfinite(found.mean):
+            text = {"—": "not attacked", "n/a": "n/a: nothing to attack"}.get(number(found, 1), number(found, 1))
+            said = axes.annotate(text, (0, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
+            said.set_in_layout(False)
+            continue
+        axes.barh(row, found.mean, 0.66, color=look["color"], alpha=0.75, xerr=found.half_width, capsize=2)
+        for name, marker in BASELINE_MARKERS.items():
+            guess = arm.leakage(f"psnr_db_{name}", adversary).mean
+            if guess is not None:
+                label = None if name in drawn else f"guess: {words(name)}"
+                axes.plot(guess, row, marker, color="black", markersize=4.5, markerfacecolor="none", label=label)
+                drawn.add(name)
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_title(f"seen by {words(adversary)}")
+
+
+def _poisoner(arms: list[Arm]) -> str:
+    return f"poisoner: {arms[0].poisoning}; " if arms[0].poisoned else ""
+
+
+def _chance(axes: Axes, results: Results) -> None:
+    level = chance(results)
+    if level is not None:
+        axes.axhline(100 * level, color="#555555", linestyle="--", linewidth=0.9, label="chance")
+
+
+def _percent(axes: Axes) -> None:
+    """An interval may reach beyond 100%, the axis doesn't."""
+    axes.set_ylim(top=min(axes.get_ylim()[1], 102))
+
+
+def _rounds(axes: Axes, ylabel: str, title: str) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("round")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=7)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the figure, which grows by as much: however many arms there are, the panels keep their size."""
+    found = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] == "chance")
+    if not found:
+        return
+    width, height = figure.get_size_inches()
+    columns, labels, more = legend_shape([label for _, label in found], width)
+    figure.set_size_inches(width, height + more)
+    figure.legend([h for h, _ in found], labels, loc="outside lower center", ncols=columns)
+
+
+def write(results: Results, folder: Path, suffix: str = "") -> list[Path]:
+    """Write :func:`every` figure as ``folder/<name><suffix>.png`` and ``.pdf``."""
+    return [p for name, figure in every(results) for p in save(figure, folder / f"{name}{suffix}")]

@@ -1,0 +1,88 @@
+"""``privbench report DIR``: the table and the figures of a run, a sweep or a results root."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from privbench.benchmarks.results.figures import NAMES, write
+from privbench.benchmarks.results.load import Refusal, Results, load
+from privbench.benchmarks.results.style import slug
+from privbench.benchmarks.results.table import Table, table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report wrote.
+
+    Args:
+        folder: where the files lie.
+        table: the arms that could be averaged.
+        files: all files written.
+        refused: arms without a mean, and why.
+    """
+
+    folder: Path
+    table: Table
+    files: tuple[Path, ...]
+    refused: tuple[Refusal, ...]
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 if an arm was refused."""
+        return 1 if self.refused else 0
+
+
+def report(path: str | Path, console: Console | None = None, mixed_revisions: bool = False) -> Report:
+    """Write ``table.{txt,csv,tex}`` and ``figures/`` into a sweep's directory, else into ``report/`` there.
+
+    Complete arms are shown, the others are listed with their reason. The same results give the same bytes.
+
+    Args:
+        path: as for :func:`~.load.load`.
+        console: where the table is printed; ``None`` prints nothing.
+        mixed_revisions: as for :func:`~.load.load`.
+
+    Raises:
+        FileNotFoundError, MalformedError: as :func:`~.load.load`.
+    """
+    results = load(path, mixed_revisions)
+    kept, refused = results.split()
+    folder = results.path if results.kind == "sweep" else results.path / "report"
+    folder.mkdir(exist_ok=True)
+    shown = table(kept)
+    shown = replace(shown, notes=(*shown.notes, *(f"REFUSED {r}" for r in refused)))
+    files = [folder / f"table.{suffix}" for suffix in ("txt", "csv", "tex")]
+    for file, text in zip(files, (shown.text(), shown.csv(), shown.latex()), strict=True):
+        file.write_text(text, encoding="utf-8", newline="\n")
+    files += _figures(kept, folder / "figures")
+    made = Report(folder, shown, tuple(files), tuple(refused))
+    if console is not None:
+        _print(made, console)
+    return made
+
+
+def _figures(results: Results, folder: Path) -> list[Path]:
+    """Figures by setup; those of an earlier report that have nothing to show any more are removed."""
+    files: list[Path] = []
+    used: set[str] = set()
+    for number, (name, setup) in enumerate(results.setups()):
+        suffix = f"-{slug(name)}" if name else ""
+        suffix += f"-{number}" if suffix in used else ""
+        used.add(suffix)
+        files += write(setup, folder, suffix)
+    for old in folder.glob("*"):
+        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith(NAMES):
+            old.unlink()
+    return files
+
+
+def _print(made: Report, console: Console) -> None:
+    for block in made.table.blocks(console.width):
+        console.print(block)
+    for note in made.table.notes:
+        style = "bold" if note.startswith("REFUSED") else ""
+        console.print(note, markup=False, highlight=False, soft_wrap=True, style=style)
+    figures = sum(f.suffix == ".png" for f in made.files)
+    text = f"{made.folder}: table.txt, table.csv, table.tex, {figures} figures in figures/ (PNG and PDF)"
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,282 @@
+"""The table of arms: text for a terminal, CSV with full precision, LaTeX with booktabs. It never trains."""
+
+import csv
+import io
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import isinf
+from statistics import median
+from textwrap import fill
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from privbench.benchmarks.results.arms import Arm, Estimate, estimate
+from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.runs import Statement
+
+UNEQUAL = 0.005
+"""Balanced accuracy and AUC get a column once balanced accuracy differs from accuracy by more than this."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Arms as text.
+
+    Args:
+        headers: of the columns, in order.
+        rows: cells by row; a cell may have several lines.
+        notes: what a reader has to know beside the numbers.
+        records: the same arms with full precision, one mapping an arm; all have the same keys.
+    """
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    records: tuple[dict[str, object], ...]
+
+    def text(self, width: int = 200) -> str:
+        """For a terminal or a text file: the blocks below each other, then the notes."""
+        file = io.StringIO()
+        console = Console(file=file, width=width, color_system=None, legacy_windows=False)
+        for block in self.blocks(width):
+            console.print(block)
+        return "\n".join([*(line.rstrip() for line in file.getvalue().splitlines()), *self.notes]) + "\n"
+
+    def blocks(self, width: int) -> list[RichTable]:
+        """The table in as many parts as ``width`` characters ask for; each begins with what names the arm."""
+        keys = self.headers.index("n") + 1
+        columns = [[h, *(r[i] for r in self.rows)] for i, h in enumerate(self.headers)]
+        wide = [max(len(line) for cell in c for line in cell.splitlines() or [""]) + 3 for c in columns]
+        parts, room = [[*range(keys)]], width - sum(wide[:keys])
+        for i in range(keys, len(columns)):
+            if wide[i] > room and len(parts[-1]) > keys:
+                parts.append([*range(keys)])
+                room = width - sum(wide[:keys])
+            parts[-1].append(i)
+            room -= wide[i]
+        return [self._block(p) for p in parts]
+
+    def _block(self, columns: list[int]) -> RichTable:
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i in columns:
+            words = i < self.headers.index("n") or self.headers[i] == "privacy"
+            table.add_column(Text(self.headers[i]), justify="left" if words else "right", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(Text(row[i]) for i in columns))
+        return table
+
+    def csv(self) -> str:
+        """One row an arm, numbers with full precision."""
+        if not self.records:
+            return ""
+        file = io.StringIO()
+        writer = csv.DictWriter(file, fieldnames=[*self.records[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        return file.getvalue()
+
+    def latex(self) -> str:
+        """A ``tabular`` for ``\\usepackage{booktabs}``; the notes are comments above it."""
+        lines = [
+            *(f"% {n}" for n in self.notes),
+            rf"\begin{{tabular}}{{ll{'r' * (len(self.headers) - 2)}}}",
+            r"\toprule",
+        ]
+        lines += [_row(self.headers), r"\midrule", *(_row(r) for r in self.rows), r"\bottomrule", r"\end{tabular}"]
+        return "\n".join(lines) + "\n"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return " & ".join(escape(" ".join(c.splitlines())) for c in cells) + r" \\"
+
+
+ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "∞": r"$\infty$",
+    "ε": r"$\varepsilon$",
+    "δ": r"$\delta$",
+    "—": "---",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+
+
+def escape(text: str) -> str:
+    """``text`` as LaTeX source that prints it."""
+    return "".join(ESCAPES.get(c, c) for c in text)
+
+
+def table(results: Results) -> Table:
+    """The table of ``results``.
+
+    Raises:
+        Refused: if an arm can't be averaged; :meth:`Results.split` gives those that can.
+    """
+    arms = results.arms()
+    floors = {a.key: floor(a, results) for a in arms}
+    columns = _columns(arms, floors)
+    rows = tuple(tuple(cell(a) for _, cell in columns) for a in arms)
+    records = tuple(_record(a, arms, floors[a.key]) for a in arms)
+    return Table(tuple(h for h, _ in columns), rows, tuple(_notes(arms, floors, results)), records)
+
+
+def floor(arm: Arm, results: Results) -> Estimate | None:
+    """The false-trigger rate of the runs without the poisoner, same settings and seeds; ``None`` without all of them.
+
+    An attack success rate is read against it: the trigger alone may look like the target class.
+    """
+    twins = [results.twin(r) for r in arm.runs] if arm.poisoned else []
+    if not twins or None in twins:
+        return None
+    values = [t.final("false_trigger_rate") for t in twins if t is not None]
+    found = estimate([("absent" if v is None else "ok", v) for v in values])
+    return found if found.state == "ok" else None
+
+
+Column = tuple[str, Callable[[Arm], str]]
+
+
+def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column]:
+    columns: list[Column] = [
+        ("defense", lambda a: a.defense),
+        ("poisoning", lambda a: a.poisoning if a.poisoned else "—"),
+    ]
+    if any(a.more for a in arms):
+        columns.append(("setting", lambda a: "\n".join(a.more)))
+    columns += [("n", lambda a: f"n={a.n}"), ("accuracy\n(%)", lambda a: percent(a.final("accuracy")))]
+    if _unequal(arms):
+        columns.append(("balanced\nacc. (%)", lambda a: percent(a.final("balanced_accuracy"))))
+        columns.append(("AUC\n(%)", lambda a: percent(a.final("auc"))))
+    if any(a.final("robust_accuracy").state != "absent" for a in arms):
+        columns.append(("robust\nacc. (%)", lambda a: percent(a.final("robust_accuracy"))))
+    if any(a.poisoned for a in arms):
+        columns.append(("ASR\n(%)", lambda a: percent(a.final("asr")) if a.poisoned else "—"))
+        columns.append(("floor\n(%)", lambda a: percent(floors[a.key])))
+    for adversary in sorted({x for a in arms for x in a.adversaries}):
+        who = f"{adversary.replace('_', ' ')}\n(best trivial)"
+        columns.append((f"PSNR (dB)\n{who}", _leakage("psnr_db", adversary, 1)))
+        columns.append((f"SSIM\n{who}", _leakage("ssim", adversary, 2)))
+    columns.append(("privacy", lambda a: guarantee(a.guarantees().values())))
+    columns.append(("s/round\n(total)", _seconds))
+    return columns
+
+
+def _unequal(arms: list[Arm]) -> bool:
+    pairs = ((r.final("accuracy"), r.final("balanced_accuracy")) for a in arms for r in a.runs)
+    return any(x is not None and y is not None and abs(x - y) > UNEQUAL for x, y in pairs)
+
+
+def number(found: Estimate | None, digits: int, scale: float = 1.0) -> str:
+    """``85.3 ± 1.2``; the half-width is that of the 95% t-interval over seeds."""
+    if found is None or found.state == "absent":
+        return "—"
+    if found.mean is None:
+        return "n/a" if found.state == "not_applicable" else found.state
+    if isinf(found.mean):
+        return "∞"
+    half = "" if found.half_width is None else f" ± {scale * found.half_width:.{digits}f}"
+    return f"{scale * found.mean:.{digits}f}{half}"
+
+
+def percent(found: Estimate | None) -> str:
+    return number(found, 1, 100.0)
+
+
+def _leakage(metric: str, adversary: str, digits: int) -> Callable[[Arm], str]:
+    def cell(arm: Arm) -> str:
+        shown = number(arm.leakage(metric, adversary), digits)
+        best = arm.best_baseline(metric, adversary)
+        return (
+            shown if best is None else f"{shown}\n({number(best[1], digits).split(' ')[0]} {best[0].replace('_', ' ')})"
+        )
+
+    return cell
+
+
+def guarantee(statements: Iterable[Statement]) -> str:
+    """Statements with the same numbers together: ``ε=8, δ=0.001 sim., record: network, server operator``, or ``∞``."""
+    lines: dict[str, list[str]] = {}
+    for s in statements:
+        epsilon = "∞" if isinf(s.epsilon) else f"{s.epsilon:.3g}"
+        delta = "" if s.delta is None or isinf(s.epsilon) else f", δ={s.delta:.1g}"
+        simulated = " sim." if s.simulated else ""
+        lines.setdefault(f"ε={epsilon}{delta}{simulated}, {s.unit}", []).append(s.adversary.replace("_", " "))
+    return "\n".join(fill(f"{k}: {', '.join(v)}", 32) for k, v in lines.items()) or "∞"
+
+
+def seconds(arm: Arm) -> tuple[Estimate, Estimate]:
+    """Median seconds of a round, and their sum over rounds."""
+    each = [[*r.series("round_seconds").values()] for r in arm.runs]
+    if not all(each):
+        return estimate([]), estimate([])
+    return estimate([("ok", median(s)) for s in each]), estimate([("ok", sum(s)) for s in each])
+
+
+def _seconds(arm: Arm) -> str:
+    each, total = (e.mean for e in seconds(arm))
+    return "—" if each is None or total is None else f"{each:.3g}\n({total:.4g})"
+
+
+def _record(arm: Arm, arms: list[Arm], floored: Estimate | None) -> dict[str, object]:
+    record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "poisoning": arm.poisoning}
+    record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
+    record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
+    record |= {"revision": " ".join(sorted({r.revision for r in arm.runs}))}
+    record |= {"assurance": " ".join(sorted({r.manifest["assurance"] for r in arm.runs}))}
+    for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
+        record |= _numbers(metric, arm.final(metric))
+    record |= _numbers("false_trigger_floor", floored)
+    for adversary in sorted({x for a in arms for x in a.adversaries}):
+        for metric in ("psnr_db", "ssim"):
+            found, best = arm.leakage(metric, adversary), arm.best_baseline(metric, adversary)
+            record |= {**_numbers(f"{metric}[{adversary}]", found), f"{metric}[{adversary}]_state": found.state}
+            record |= _numbers(f"{metric}_baseline[{adversary}]", best[1] if best else None)
+            record[f"{metric}_baseline[{adversary}]_name"] = best[0] if best else None
+    own = arm.guarantees()
+    for pair in sorted({p for a in arms for p in a.guarantees()}):
+        name, stated = f"[{pair[0]},{pair[1]}]", own.get(pair)
+        record[f"epsilon{name}"] = "inf" if stated is None else stated.epsilon
+        record[f"delta{name}"] = stated.delta if stated else None
+        record[f"simulated{name}"] = stated.simulated if stated else None
+    each, total = seconds(arm)
+    return record | {"round_seconds_median": each.mean, "total_seconds": total.mean}
+
+
+def _numbers(name: str, found: Estimate | None) -> dict[str, object]:
+    return {f"{name}_mean": found and found.mean, f"{name}_half_width": found and found.half_width}
+
+
+def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results) -> list[str]:
+    notes = []
+    if any(a.n > 1 for a in arms):
+        notes.append("a ± b: mean over n seeds and half the width of its 95% t-interval.")
+    if any(a.n == 1 for a in arms):
+        notes.append("n=1: one seed, so no interval.")
+    if any(a.poisoned for a in arms):
+        notes.append("floor: false-trigger rate of the same run without the poisoner, to be read against ASR.")
+    for arm in arms:
+        if arm.poisoned and floors[arm.key] is None:
+            lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]
+            notes.append(f"no floor for {arm.label}: no complete run without the poisoner for {', '.join(lost)}.")
+    if any(s.simulated for a in arms for s in a.guarantees().values()):
+        notes.append("sim.: the noise came from a seed, so whoever knows the seed can subtract it.")
+    if any(not a.guarantees() for a in arms):
+        notes.append("privacy ∞: no guarantee.")
+    for arm in arms:
+        reasons = {arm.reason("psnr_db", x) for x in arm.adversaries} - {None}
+        notes += [f"{arm.label}, leakage: {r}." for r in sorted(str(r).rstrip(".") for r in reasons)]
+    if any("software TEE" in a.more for a in arms):
+        notes.append("software TEE: the attestation is emulated, and nothing is assured by hardware.")
+    revisions = sorted({r.revision for a in arms for r in a.runs})
+    if len(revisions) > 1:
+        notes.append(f"MIXED REVISIONS: {', '.join(revisions)}.")
+    if any(v.endswith("+") for v in revisions):
+        notes.append("revision with +: the code had uncommitted changes.")
+    return notes

@@ -1,0 +1,129 @@
+import csv
+import io
+import json
+
+import pytest
+
+from privbench.benchmarks.results.load import Refused, load
+from privbench.benchmarks.results.table import escape, table
+
+
+def cells(found, row=0):
+    return dict(zip((h.replace("\n", " ") for h in found.headers), found.rows[row], strict=True))
+
+
+def test_one_arm_says_n_1_and_has_no_interval(fake):
+    fake.run(accuracy=0.8, rounds=20)
+    found = table(load(fake.root))
+    assert cells(found)["n"] == "n=1"
+    assert cells(found)["accuracy (%)"] == "80.0"
+    assert "n=1: one seed, so no interval." in found.notes
+
+
+def test_seeds_show_their_interval(fake):
+    for seed in range(3):
+        fake.run(accuracy=0.8, rounds=20, seed=seed)
+    assert cells(table(load(fake.root)))["accuracy (%)"] == "80.4 ± 1.0"
+
+
+def test_the_floor_is_the_twin_s_false_trigger_rate(fake):
+    fake.run("krum", "patch")
+    fake.run("krum")
+    found = table(load(fake.root))
+    rows = {r[1]: cells(found, i) for i, r in enumerate(found.rows)}
+    assert rows["patch"]["floor (%)"] == "2.0"
+    assert rows["—"]["ASR (%)"] == "—"
+
+
+def test_a_missing_twin_leaves_a_dash_and_a_note(fake):
+    run = fake.run("krum", "patch")
+    found = table(load(fake.root))
+    assert cells(found)["floor (%)"] == "—"
+    assert any("no floor for krum / patch" in n and run.name in n for n in found.notes)
+
+
+def test_leakage_stands_beside_the_best_trivial_guess_by_name(fake):
+    fake.run(leakage=12.0)
+    row = cells(table(load(fake.root)))
+    assert row["PSNR (dB) server operator (best trivial)"] == "12.5\n(9.5 mean colour)"
+    assert row["SSIM server operator (best trivial)"] == "0.30\n(0.16 mean colour)"
+
+
+@pytest.mark.parametrize(("status", "shown"), [("not_applicable", "n/a"), ("failed", "failed"), ("skipped", "skipped")])
+def test_leakage_without_a_number_says_so(fake, status, shown):
+    fake.run(leakage=status)
+    row = cells(table(load(fake.root)))
+    assert row["PSNR (dB) server operator (best trivial)"] == shown
+
+
+def test_privacy_names_unit_adversary_and_simulation(fake):
+    for defense in ("none", "dp_local", "dp_central"):
+        fake.run(defense)
+    found = table(load(fake.root))
+    privacy = {r[0]: cells(found, i)["privacy"] for i, r in enumerate(found.rows)}
+    assert privacy["none"] == "∞"
+    assert privacy["dp_local"] == "ε=8, δ=0.001 sim., record: model\nrecipient, server operator"
+    assert privacy["dp_central"] == "ε=4, δ=0.01 sim., client: model\nrecipient"
+    assert found.records[0].keys() >= {"epsilon[record,server_operator]", "epsilon[client,model_recipient]"}
+
+
+def test_a_seed_without_the_guarantee_takes_it_from_the_arm(fake):
+    fake.run("dp_local", seed=0)
+    fake.run("dp_local", seed=1, privacy=None)
+    assert cells(table(load(fake.root)))["privacy"].startswith("ε=∞")
+
+
+def test_balanced_accuracy_has_a_column_only_where_it_differs(fake):
+    path = fake.run()
+    assert not any("balanced" in h for h in table(load(fake.root)).headers)
+    with open(path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"metric": "balanced_accuracy", "round": 99, "value": 0.5}) + "\n")
+    assert cells(table(load(fake.root)))["balanced acc. (%)"] == "50.0"
+
+
+def test_csv_has_full_precision(fake):
+    fake.run("dp_local", accuracy=0.8, rounds=3)
+    (row,) = csv.DictReader(io.StringIO(table(load(fake.root)).csv()))
+    assert float(row["accuracy_mean"]) == load(fake.root).runs[0].final("accuracy")
+    assert row["accuracy_half_width"] == ""
+    assert float(row["epsilon[record,server_operator]"]) == 8
+    assert float(row["round_seconds_median"]) == pytest.approx(0.52)
+    assert float(row["total_seconds"]) == pytest.approx(1.56)
+
+
+def test_latex_is_escaped(fake):
+    fake.run("dp_local", "patch")
+    text = table(load(fake.root)).latex()
+    assert r"dp\_local & patch" in text
+    assert r"$\varepsilon$=8" in text
+    assert r"\toprule" in text
+    assert escape("50% & #1_{x}") == r"50\% \& \#1\_\{x\}"
+
+
+def test_labels_are_not_read_as_markup(fake):
+    fake.run("[red]")
+    assert "[red]" in table(load(fake.root)).text()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_narrow_terminal_gets_whole_cells_in_several_blocks(quickstart, width):
+    found = table(load(quickstart(2)))
+    text = found.text(width)
+    assert max(map(len, text.splitlines()[: -len(found.notes)])) <= width
+    assert all(line in text for row in found.rows for cell in row for line in cell.splitlines())
+
+
+def test_a_very_narrow_terminal_folds_and_cuts_nothing(fake):
+    fake.run("a_defense_with_a_long_name", "patch")
+    assert "…" not in table(load(fake.root)).text(40)
+
+
+def test_a_table_refuses_what_cannot_be_averaged(fake):
+    fake.run(status="failed")
+    with pytest.raises(Refused, match="failed"):
+        table(load(fake.root))
+
+
+def test_no_arms_make_an_empty_table(fake):
+    found = table(load(fake.root))
+    assert (found.rows, found.csv()) == ((), "")
