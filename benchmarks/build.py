@@ -54,7 +54,8 @@ def build(config: Any, trusted: Sequence[str] = (), path: str = "") -> Any:
         path: where ``config`` lies in the whole configuration, for messages.
 
     Raises:
-        ConfigError: for an unknown target, an unknown, missing or wrongly typed field, or a value that the component refuses.
+        ConfigError: for an unknown target, an unknown, missing or wrongly typed field, or a value that the component
+            refuses.
     """
     if isinstance(config, Mapping):
         fields = {
@@ -78,7 +79,8 @@ def resolve(target: Any, trusted: Sequence[str] = (), path: str = "") -> Callabl
         ConfigError: if it lies outside ``privbench`` and ``trusted``, or doesn't exist.
     """
     field = f"{path}._target_" if path else "_target_"
-    require(isinstance(target, str) and "." in target, field, target, "a dotted path such as privbench.attacks.leakage.DLG")
+    dotted = isinstance(target, str) and "." in target
+    require(dotted, field, target, "a dotted path such as privbench.attacks.leakage.dlg.DLG")
     allowed = ("privbench", *trusted)
     if not any(target.startswith(f"{package}.") for package in allowed):
         raise ConfigError(
@@ -112,7 +114,8 @@ def _call(target: Callable[..., Any], fields: dict[str, Any], path: str, partial
     ]
     if partial:
         return lambda *args, **more: target(*args, **{**fields, **more})
-    require(not missing, f"{path}.{missing[0]}" if missing and path else "".join(missing[:1]), None, "a value is required")
+    for name in missing[:1]:
+        raise ConfigError(f"{path}.{name}" if path else name, None, f"{target.__qualname__} needs a value")
     try:
         return target(**fields)
     except ConfigError as error:

@@ -33,7 +33,7 @@ class Experiment:
         results_dir: where results go.
         data_dir: where data sets are looked for first.
         name: of the sweep that this run belongs to.
-        rerun: what to do with a finished run: ``never`` repeat it, only if ``stale`` (made by another revision), ``all``.
+        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``.
         trusted_targets: packages besides privbench that ``_target_`` may name.
     """
 
@@ -156,5 +156,3 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ConfigError("results_dir", str(folder), f"a folder that can be written ({error.strerror})") from None
-
-

@@ -45,7 +45,9 @@ class Progress:
         if self._bar is None or self._task is None:
             return
         shown = "  ".join(f"{r['metric']} {r['value']:.3f}" for r in rows if r["metric"] in SHOWN)
-        self._bar.update(self._task, completed=number, **({"shown": shown} if shown else {}))
+        self._bar.update(self._task, completed=number)
+        if shown:
+            self._bar.update(self._task, shown=shown)
 
     def stop(self) -> None:
         """Take the bar away."""

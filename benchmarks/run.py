@@ -16,7 +16,7 @@ from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation, Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.view import View
-from privbench.benchmarks.measures.leakage import Leakage
+from privbench.benchmarks.measures.leakage import Leakage, is_image
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision
@@ -73,8 +73,9 @@ def _note(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        commit = (manifest.get("revision") or {}).get("commit", "an installed package")
-        return f"made by another revision ({commit[:12]}); rerun=stale repeats it"
+        commit = (manifest.get("revision") or {}).get("commit")
+        other = commit[:12] if commit else "an installed package"
+        return f"made by another revision ({other}); rerun=stale repeats it"
     return None
 
 
@@ -95,7 +96,8 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             rows = list(_measure(prepared, finished, model, side, engine, record))
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)
-            record.checkpoint(finished.state)
+            state = finished.state
+            record.checkpoint(state)
             progress.round(finished.round, rows)
     except Diverged as error:
         record.finish("diverged", str(error))
@@ -219,11 +221,12 @@ def _leakage(
     targets: list[_Target] = []
     for adversary in leakage.adversaries:
         for client in sorted(prepared.federation.watched):
-            row = {"metric": "psnr_db", "round": finished.round, "client": client, "adversary": adversary, "value": None}
+            who = {"round": finished.round, "client": client, "adversary": adversary}
             truth = _used(side, client, finished.round)
             if client not in finished.answered or len(truth) == 0:
                 reason = f"client {client} used no record in round {finished.round}"
-                yield {**row, "status": "not_applicable", "reason": reason}
+                name = "psnr_db" if is_image(finished.views[adversary].public) else "mse"
+                yield {"metric": name, **who, "value": None, "status": "not_applicable", "reason": reason}
                 continue
             seed = prepared.experiment.seed
             targets.append(

@@ -20,7 +20,10 @@ class Engine(Protocol):
     """Maps a function of (context, item) over items, in order; the context was given when the engine was made."""
 
     def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-        """Results in the order of ``items``, lazily; at most a window of them exists at a time."""
+        """Results in the order of ``items``, lazily; at most a window of them exists at a time.
+
+        One map at a time: a new one ends the one before.
+        """
         ...
 
     def close(self) -> None:
@@ -58,6 +61,8 @@ class Pool:
     """
 
     AHEAD = 2
+    SMALL = 4096
+    """Bytes that a pipe surely takes without a reader."""
 
     def __init__(self, context: Any, workers: int):
         # torch.optim's first use imports torch._dynamo (a second): before the fork, once.
@@ -65,6 +70,7 @@ class Pool:
 
         fork = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
+        self._busy: dict[Connection, deque[int]] = {}
         self._processes: list[multiprocessing.process.BaseProcess] = []
         for _ in range(workers):
             here, there = fork.Pipe()
@@ -75,28 +81,37 @@ class Pool:
                 process.start()
             there.close()
             self._pipes.append(here)
+            self._busy[here] = deque()
             self._processes.append(process)
 
     def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        if not self._pipes:
+            raise RuntimeError("this pool is closed")
+        self._drain()
         source = iter(items)
         window = 2 * self.AHEAD * len(self._pipes)
-        busy = {pipe: deque[int]() for pipe in self._pipes}
+        busy = self._busy
         done: dict[int, Any] = {}
-        dispatched, yielded, exhausted = 0, 0, False
+        dispatched, yielded = 0, 0
+        waiting: bytes | None = None
 
         def feed() -> None:
-            nonlocal dispatched, exhausted
+            nonlocal dispatched, waiting
             # Breadth first: everybody has one item before anybody has two.
             for depth in range(1, self.AHEAD + 1):
                 for pipe, queue in busy.items():
-                    if exhausted or len(queue) >= depth or dispatched - yielded >= window:
+                    if len(queue) >= depth or dispatched - yielded >= window:
                         continue
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        exhausted = True
-                        return
-                    self._send(pipe, (function, item))
+                    if waiting is None:
+                        try:
+                            waiting = pickle.dumps((function, next(source)), protocol=5)
+                        except StopIteration:
+                            return
+                    if queue and len(waiting) > self.SMALL:
+                        # A busy worker may be writing a long answer itself: both would wait for ever.
+                        continue
+                    self._send(pipe, waiting)
+                    waiting = None
                     queue.append(dispatched)
                     dispatched += 1
 
@@ -104,19 +119,30 @@ class Pool:
         while yielded < dispatched:
             while yielded not in done:
                 for pipe in self._ready(busy):
-                    done[busy[pipe].popleft()] = self._receive(pipe)
+                    index = busy[pipe].popleft()
+                    done[index] = self._receive(pipe)
                 feed()
             yielded += 1
             yield done.pop(yielded - 1)
             feed()
 
+    def _drain(self) -> None:
+        """Take in the answers that an abandoned map left behind: they are not the next one's."""
+        for pipe, queue in self._busy.items():
+            while queue:
+                try:
+                    pipe.recv_bytes()
+                except (EOFError, OSError):
+                    raise self._death(pipe) from None
+                queue.popleft()
+
     def _ready(self, busy: dict[Connection, deque[int]]) -> list[Connection]:
         active = [p for p, q in busy.items() if q]
         return [p for p in wait(active) if isinstance(p, Connection)]
 
-    def _send(self, pipe: Connection, job: Any) -> None:
+    def _send(self, pipe: Connection, job: bytes) -> None:
         try:
-            pipe.send_bytes(pickle.dumps(job, protocol=5))
+            pipe.send_bytes(job)
         except OSError:
             raise self._death(pipe) from None
 
@@ -142,7 +168,7 @@ class Pool:
             if process.is_alive():
                 process.terminate()
                 process.join()
-        self._pipes, self._processes = [], []
+        self._pipes, self._processes, self._busy = [], [], {}
 
 
 def _work(pipe: Connection, inherited: list[Connection], context: Any) -> None:

@@ -94,6 +94,12 @@ class Federation:
             self.weighting,
             "a client-level guarantee needs equal weights: set equal (or null)",
         )
+        require(
+            self.task.separable or not self.defense.local.private,
+            "defense.local",
+            type(self.defense.local).__name__,
+            f"no DP-SGD: the loss of {type(self.task).__name__} doesn't separate by record",
+        )
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts)
         try:
@@ -172,7 +178,7 @@ class Federation:
 
     def _weights(self) -> list[float]:
         size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
-        return [s / (self.settings.participation * sum(size)) for s in size]
+        return [min(1.0, s / (self.settings.participation * sum(size))) for s in size]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.

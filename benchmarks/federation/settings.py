@@ -60,8 +60,8 @@ class FederationSettings:
         clients: number of clients; ``None`` is the partition's natural number, else 20.
         rounds: communication rounds, at least 1.
         participation: expected share of clients a round, in (0, 1].
-        sampling: ``fixed`` draws exactly ``round(participation * clients)`` without replacement, ``poisson`` each client
-            independently (a cohort may be empty); ``None`` is what the defense's privacy plan needs, else ``fixed``.
+        sampling: ``fixed`` draws exactly ``round(participation * clients)`` without replacement, ``poisson`` each
+            client independently (a cohort may be empty); ``None`` is what the privacy plan needs, else ``fixed``.
         weighting: ``records`` weighs an update by its client's records, ``equal`` does not; ``None`` is what the
             privacy plan needs, else ``records``.
         dropout: probability that an invited client never answers, in [0, 1).

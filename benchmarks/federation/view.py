@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -10,6 +10,21 @@ from privbench.benchmarks.federation.update import Kind, Layout, Update
 
 Adversary = Literal["server_operator", "active_operator", "network", "participant", "model_recipient"]
 ADVERSARIES: tuple[Adversary, ...] = ("server_operator", "active_operator", "network", "participant", "model_recipient")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is published of the clipping and noise on one kind of observation.
+
+    Args:
+        clip: the L2 bound; of a record's gradient with ``noise_multiplier``, else of a client's vector.
+        noise_multiplier: noise standard deviation over ``clip`` on each local step's sum over records.
+        noise_std: standard deviation of noise on each coordinate of the vector as observed.
+    """
+
+    clip: float | None = None
+    noise_multiplier: float = 0.0
+    noise_std: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +41,8 @@ class Public:
         kind: whether clients send gradients or updates.
         learning_rate: of the local optimiser.
         local_steps: ``local_steps(records)`` is how many local steps a client with that many records takes.
-        defense: parameters that the federation publishes (``clip``, ``noise_multiplier``, ...).
+        defense: what the federation publishes of its protection, by what an adversary can observe of it: a client's
+            ``update``, the ``aggregate``, or the ``release``. What isn't named is unprotected.
     """
 
     model: nn.Module
@@ -39,7 +55,7 @@ class Public:
     kind: Kind
     learning_rate: float
     local_steps: Callable[[int], int]
-    defense: Mapping[str, Any] = field(default_factory=dict)
+    defense: Mapping[str, "Known"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import fcntl
 import importlib.metadata
 import json
 import os
+import pickle
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,9 +46,10 @@ class Record:
     def read(self) -> dict[str, Any] | None:
         """The manifest on disk, ``None`` if there is none (or a torn one, which counts as none)."""
         try:
-            return json.loads((self.path / "manifest.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            manifest = json.loads((self.path / "manifest.json").read_text())
+        except (FileNotFoundError, ValueError):
             return None
+        return manifest if isinstance(manifest, dict) and "status" in manifest else None
 
     def begin(self, manifest: dict[str, Any]) -> ServerState | None:
         """Start or resume, with status ``running``.
@@ -73,6 +75,7 @@ class Record:
             "started": started or _now(),
             "finished": None,
         }
+        (self.path / "traceback.txt").unlink(missing_ok=True)
         self._write_manifest()
         return saved["state"] if saved else None
 
@@ -111,10 +114,15 @@ class Record:
             file.unlink()
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        if not (self.path / "checkpoint.pt").exists() or not (self.path / "metrics.jsonl").exists():
+        metrics = self.path / "metrics.jsonl"
+        if not (self.path / "checkpoint.pt").exists() or not metrics.exists():
             return None
-        # The file is this suite's own, written beside the record that is being resumed.
-        return torch.load(self.path / "checkpoint.pt", weights_only=False)
+        try:
+            # The file is this suite's own, written beside the record that is being resumed.
+            saved = torch.load(self.path / "checkpoint.pt", weights_only=False)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+            return None  # torn, as a full disk or a power cut leaves it: the run starts afresh
+        return saved if metrics.stat().st_size >= saved["metrics_bytes"] else None
 
     def _write_manifest(self) -> None:
         write_json(self.path / "manifest.json", self.manifest)
@@ -138,7 +146,8 @@ def revision() -> dict[str, Any] | None:
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, timeout=20)
+            command = ["git", "-C", str(here.parent), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None

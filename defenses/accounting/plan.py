@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.accountant import epsilon, noise_multiplier
 from privbench.defenses.noise import Source
 
@@ -43,10 +44,17 @@ class Plan(Protocol):
         noise_source: ``seeded`` or ``system``.
     """
 
-    unit: Unit
-    clip: float
-    noise_multiplier: float
-    noise_source: Source
+    @property
+    def unit(self) -> Unit: ...
+
+    @property
+    def clip(self) -> float: ...
+
+    @property
+    def noise_multiplier(self) -> float: ...
+
+    @property
+    def noise_source(self) -> Source: ...
 
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         """The ledger's entry for one round."""
@@ -56,8 +64,8 @@ class Plan(Protocol):
         """What is guaranteed against whom after the rounds in ``ledger``, one statement an adversary."""
         ...
 
-    def public(self) -> dict[str, Any]:
-        """What the federation publishes of the plan, an attacker's knowledge."""
+    def public(self) -> dict[str, Known]:
+        """What the federation publishes of the plan, by what an adversary observes."""
         ...
 
 
@@ -151,7 +159,7 @@ class ClientPlan:
     guarantee: ClientLevel
     facts: Facts
     noise_multiplier: float
-    unit: ClassVar[Unit] = "client"
+    unit: Unit = field(default="client", init=False)
 
     @property
     def clip(self) -> float:
@@ -180,8 +188,11 @@ class ClientPlan:
             self.guarantee._statement("server_operator", math.inf, **common, **seen),
         ]
 
-    def public(self) -> dict[str, Any]:
-        return {"unit": "client", "clip": self.clip, "noise_multiplier": self.noise_multiplier}
+    def public(self) -> dict[str, Known]:
+        # The server reads updates as they were sent: what it adds later is no protection against it.
+        std = self.noise_multiplier * self.clip / (self.facts.participation * self.facts.clients)
+        noised = Known(clip=self.clip, noise_std=std)
+        return {"aggregate": noised, "release": noised}
 
 
 @dataclass(frozen=True)
@@ -215,7 +226,7 @@ class RecordPlan:
     facts: Facts
     rates: tuple[float, ...]
     sigmas: tuple[float, ...]
-    unit: ClassVar[Unit] = "record"
+    unit: Unit = field(default="record", init=False)
 
     @property
     def clip(self) -> float:
@@ -251,14 +262,9 @@ class RecordPlan:
         }
         return [self.guarantee._statement(a, value, **common) for a in ("server_operator", "model_recipient")]
 
-    def public(self) -> dict[str, Any]:
-        return {
-            "unit": "record",
-            "clip": self.clip,
-            "noise_multiplier": self.noise_multiplier,
-            "noise_multipliers": self.sigmas,
-            "batch": self.facts.batch,
-        }
+    def public(self) -> dict[str, Known]:
+        noised = Known(clip=self.clip, noise_multiplier=self.noise_multiplier)
+        return {"update": noised, "aggregate": noised, "release": noised}
 
 
 Privacy = ClientLevel | RecordLevel
@@ -266,4 +272,3 @@ Privacy = ClientLevel | RecordLevel
 
 def _round_up(value: float, digits: int = 4) -> float:
     return math.ceil(value * 10**digits) / 10**digits
-

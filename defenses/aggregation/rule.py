@@ -17,8 +17,11 @@ class Rule(Protocol):
         bounded: one client moves the sum by at most the plan's clip in L2; without this there is no epsilon.
     """
 
-    linear: bool
-    bounded: bool
+    @property
+    def linear(self) -> bool: ...
+
+    @property
+    def bounded(self) -> bool: ...
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         """One update from the cohort's, which come in client order; sums stream, others hold the cohort.

@@ -34,11 +34,13 @@ class Channel(Protocol):
     Attributes:
         phases: exchanges a round needs, in order; the update is there in all of them.
         plaintext: the server reads single updates, so rules that need them work and a poisoner inside it sees others.
-        isolation: what separates the parties in this implementation.
     """
 
-    phases: tuple[str, ...]
-    plaintext: bool
+    @property
+    def phases(self) -> tuple[str, ...]: ...
+
+    @property
+    def plaintext(self) -> bool: ...
 
     def client(self, phase: str, update: Update, client: int, inbox: Any, state: dict[str, Any]) -> Message:
         """Runs where the client runs: the message of this phase.
@@ -76,7 +78,8 @@ class Plaintext:
     plaintext = True
 
     def client(self, phase: str, update: Update, client: int, inbox: Any, state: dict[str, Any]) -> Message:
-        return Message(client, update, update.vector.nbytes + sum(t.nbytes for t in update.extras.values()), state=state)
+        size = update.vector.nbytes + sum(t.nbytes for t in update.extras.values())
+        return Message(client, update, size, state=state)
 
     def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
         raise AssertionError("a channel of one phase relays nothing")
@@ -101,9 +104,7 @@ class Plaintext:
         outside = RoundView(context.round, sent=sent, released=released.model)
         took_part = tuple(sorted(sizes))
         network = RoundView(context.round, participants=took_part, sizes=sizes, seconds=seconds)
-        operator = RoundView(
-            context.round, sent, released.model, took_part, kept, released.aggregate, sizes, seconds
-        )
+        operator = RoundView(context.round, sent, released.model, took_part, kept, released.aggregate, sizes, seconds)
         views = {
             "server_operator": operator,
             "active_operator": operator,

@@ -38,8 +38,7 @@ class Local:
         batch, left = work.batch(records), work.local_steps(records)
         while left > 0:
             order = torch.randperm(records, generator=generator)
-            for part in order.split(batch)[:left]:
-                yield part
+            yield from order.split(batch)[:left]
             left -= min(left, math.ceil(records / batch))
 
     def gradient(

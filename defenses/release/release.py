@@ -17,9 +17,12 @@ class Release(Protocol):
         private: it adds the noise that a client-level privacy plan counts on.
     """
 
-    private: bool
+    @property
+    def private(self) -> bool: ...
 
-    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+    def release(
+        self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator
+    ) -> Update:
         """What may leave; ``noise`` is this round's stream."""
         ...
 
@@ -30,7 +33,9 @@ class Unchanged:
 
     private = False
 
-    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+    def release(
+        self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator
+    ) -> Update:
         return aggregate
 
 
@@ -44,7 +49,9 @@ class CentralGaussian:
 
     private = True
 
-    def release(self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator) -> Update:
+    def release(
+        self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator
+    ) -> Update:
         plan = context.plan
         assert plan is not None  # Defense refuses this station without a plan
         std = plan.noise_multiplier * plan.clip / context.expected

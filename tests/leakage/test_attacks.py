@@ -11,6 +11,7 @@ from privbench.attacks.leakage.dlg import DLG
 from privbench.attacks.leakage.inverting_gradients import InvertingGradients
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.update import Layout
+from privbench.benchmarks.federation.view import Known
 from privbench.benchmarks.measures.images import baselines, psnr, to_raw
 from privbench.benchmarks.tasks.task import Split
 
@@ -118,7 +119,7 @@ def test_tables_have_no_pixels(scene, generator, digits):
 
 
 def test_a_published_clip_takes_the_length_away(scene, generator):
-    s = scene(lenet_model(0), defense={"clip": 0.01})
+    s = scene(lenet_model(0), defense={"update": Known(clip=0.01)})
     clipped = s.update(0.01 * s.gradient / s.gradient.norm())
     found = attacked(s, DLG(iterations=200), generator, s.view(updates={0: clipped}))
     assert quality(s, found)[0] > 25
@@ -128,7 +129,7 @@ def test_the_prior_grows_with_the_noise(scene):
     s = scene(lenet_model(0))
     seen = s.observation()
     attack = InvertingGradients()
-    noisy = replace(s.public, defense={"clip": 1.0, "noise_multiplier": 10.0})
+    noisy = replace(s.public, defense={"update": Known(clip=1.0, noise_multiplier=10.0)})
     assert attack.weight(s.public, seen) == pytest.approx(0.01)
     assert attack.weight(noisy, seen) == pytest.approx(0.04)
     assert DLG().weight(s.public, seen) == 0

@@ -4,6 +4,7 @@ from torch import nn
 
 from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.leakage.labels import by_row_sums, fixed_labels, infer, round_counts
+from privbench.benchmarks.federation.view import Known
 from privbench.benchmarks.tasks.task import Split
 
 
@@ -24,7 +25,7 @@ def test_counts_from_the_bias_are_exact_with_duplicates(scene, generator, record
 
 @pytest.mark.parametrize("records", [1, 4, 16])
 def test_a_clipped_gradient_still_shows_its_labels(scene, generator, records):
-    s = scene(convnet(), records, defense={"clip": 0.01})
+    s = scene(convnet(), records, defense={"update": Known(clip=0.01)})
     clipped = s.update(0.01 * s.gradient / s.gradient.norm())
     found = infer(s.public, s.observation(s.view(updates={0: clipped})), generator)
     assert found.tolist() == sorted(s.truth.y.tolist())

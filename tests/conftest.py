@@ -1,0 +1,110 @@
+"""Fixtures of all tests: one thread, the data's place, and small federations."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.server import RoundContext
+from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
+from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.tasks.classification import Classification
+from privbench.benchmarks.tasks.models.architecture import make
+from privbench.benchmarks.tasks.models.dense import MLP
+from privbench.benchmarks.tasks.sources import Digits
+from privbench.benchmarks.tasks.trigger import Patch
+
+_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+if _DATA.is_dir():
+    os.environ.setdefault("PRIVBENCH_DATA", str(_DATA))
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def task() -> Classification:
+    """200 digits for training; the trigger is a bright 2x2 corner, its target 0."""
+    return Classification(source=Digits(), trigger=Patch(size=2), records=200)
+
+
+@pytest.fixture
+def mlp(task: Classification) -> nn.Module:
+    return make(MLP(hidden=(16,)), task.spec, seed=0)
+
+
+@dataclass
+class Trained:
+    """What a federation did."""
+
+    federation: Federation
+    rounds: list[Round]
+    models: list[Tensor] = field(default_factory=list)
+
+    @property
+    def model(self) -> Tensor:
+        return self.models[-1]
+
+
+@pytest.fixture
+def federate(task: Classification, mlp: nn.Module) -> Callable[..., Trained]:
+    """Run a federation of digits: ``local`` are settings of the clients' work, the rest is the federation's."""
+
+    def run(workers: int = 1, local: dict[str, Any] | None = None, **options: Any) -> Trained:
+        names = ("defense", "poisoner", "watched", "keep", "model", "task", "distribution", "seed")
+        own = {k: options.pop(k) for k in names if k in options}
+        settings = FederationSettings(**{"clients": 6, "rounds": 2, **options}, local=LocalWork(**(local or {})))
+        federation = Federation(settings, **{"task": task, "model": mlp, **own})
+        side = federation.client_side()
+        engine = engines.start(side, workers, torch.device("cpu"))
+        done = Trained(federation, [])
+        try:
+            for finished in federation.run(federation.start(), side, engine):
+                done.rounds.append(finished)
+                done.models.append(finished.state.model.clone())
+        finally:
+            engine.close()
+        return done
+
+    return run
+
+
+@pytest.fixture
+def context() -> Callable[..., RoundContext]:
+    """``context(size)``: a round of vectors of ``size`` parameters and ``buffers`` buffers, equal weights."""
+
+    def make_context(size: int = 3, buffers: int = 0, **changes: Any) -> RoundContext:
+        shapes = ((size,), (buffers,)) if buffers else ((size,),)
+        layout = Layout(("w", "b")[: len(shapes)], shapes, 1)
+        fields = {
+            "seed": 0,
+            "round": 1,
+            "invited": (),
+            "expected": 1.0,
+            "weighting": "equal",
+            "layout": layout,
+            "kind": "update",
+            "learning_rate": 0.1,
+            "plan": None,
+            "watched": frozenset(),
+        }
+        return RoundContext(**{**fields, **changes})
+
+    return make_context
+
+
+@pytest.fixture
+def updates() -> Callable[..., list[Update]]:
+    """``updates(matrix, records)``: a cohort of one update a row."""
+
+    def make_updates(matrix: Tensor, records: list[int] | None = None) -> list[Update]:
+        layout = Layout(("w",), ((matrix.shape[1],),), 1)
+        counts = records or [1] * len(matrix)
+        return [Update(row.clone(), layout, "update", n) for row, n in zip(matrix, counts, strict=True)]
+
+    return make_updates
