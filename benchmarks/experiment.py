@@ -79,6 +79,20 @@ class Prepared:
         return self.path.name
 
 
+TARGET = f"{Experiment.__module__}.{Experiment.__name__}"
+
+
+def compose(config: dict[str, Any]) -> Experiment:
+    """The objects that a configuration describes; data isn't touched.
+
+    Raises:
+        ConfigError: for a field that one of them refuses.
+    """
+    trusted = tuple(config.get("trusted_targets") or ())
+    # A group whose option is ``none`` is an empty mapping.
+    return build({"_target_": TARGET, **{k: None if k in GROUPS and not v else v for k, v in config.items()}}, trusted)
+
+
 def prepare(config: dict[str, Any]) -> Prepared:
     """Build everything that a run needs and check that it can run.
 
@@ -88,10 +102,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
     Raises:
         ConfigError: names the field, the value and what would be right.
     """
-    trusted = tuple(config.get("trusted_targets") or ())
-    target = f"{Experiment.__module__}.{Experiment.__name__}"
-    experiment = build({"_target_": target, **{k: v or None for k, v in config.items() if k in GROUPS},
-                        **{k: v for k, v in config.items() if k not in GROUPS}}, trusted)  # fmt: skip
+    experiment = compose(config)
     device = _device(experiment.device)
     check_writable(Path(experiment.results_dir))
     model = make(experiment.model, experiment.task.spec, experiment.seed)
@@ -108,7 +119,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         device=device,
     )
     _check_attacks(experiment, federation)
-    chosen = settings({"_target_": target, **config}, trusted)
+    chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
     kept = {k: chosen[k] for k in GROUPS if chosen.get(k)}
     name = f"{sha256(canonical(kept).encode()).hexdigest()[:12]}-s{experiment.seed}"
     return Prepared(experiment, federation, model, kept, config, Path(experiment.results_dir) / "runs" / name)

@@ -37,8 +37,8 @@ def job(config: DictConfig) -> str:
     outcome = run(prepared, choices, progress, _parallel_jobs(hydra.launcher))
     done = {"ran": outcome.status, "resumed": f"{outcome.status} (resumed)", "kept": f"{outcome.status} before, kept"}
     note = f": {outcome.note}" if outcome.note else ""
-    progress.console.print(f"{prepared.id}  {_label(choices, prepared.experiment.seed)}  {done[outcome.how]}{note}",
-                           highlight=False, markup=False)  # fmt: skip
+    line = f"{prepared.id}  {_label(choices, prepared.experiment.seed)}  {done[outcome.how]}{note}"
+    progress.console.print(line, highlight=False, markup=False)
     if single:
         report(prepared.path, Console())
         if outcome.status != "complete":

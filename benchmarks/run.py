@@ -181,6 +181,9 @@ def _measure(
 def _utility(experiment: Experiment, model: nn.Module, number: int) -> Iterator[Row]:
     for name, value in experiment.task.evaluate(model).items():
         yield {"metric": name, "round": number, "value": value}
+    labels = experiment.task.data.test.y
+    # What accuracy is worth: that of always naming the most frequent class.
+    yield {"metric": "chance", "round": number, "value": float(labels.bincount().max()) / len(labels)}
     rates = triggered(experiment.task, model)
     if rates:
         # The same rate has two names: a success needs a poisoner, and its floor is the rate without one.

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_automatic_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -98,7 +100,7 @@ def _hydra(config_dir: str | None) -> Iterator[Hydra]:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
             raise ConfigError("--config-dir", config_dir, "an existing folder of configuration files")
-        search.append("command-line", f"file://{folder}")
+        search.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     try:
         yield Hydra.create_main_hydra2("privbench", search)
     except (HydraException, OmegaConfBaseException) as error:
@@ -152,13 +154,21 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _translate(error: Exception) -> ConfigError:
-    """Hydra's message in one line; it names the key or the missing choice itself."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    cause = error.__cause__
-    if cause is not None and str(cause) not in str(error):
-        lines += [line.strip() for line in str(cause).splitlines()[:1]]
-    kept = [line for line in lines if not line.startswith(("full_key", "object_type", "reference_type", "Set the env"))]
-    return ConfigError("configuration", type(error).__name__, " ".join(kept))
+    """Hydra's message as one line that names the key, the value and what would be right."""
+    text = " ".join(" ".join((str(error), str(error.__cause__ or ""))).split())
+    if found := re.search(
+        r"Could not find '([\w/]+)/([\w/.-]+)' Available options in '[\w/]+': (.*?) Config search", text
+    ):
+        return ConfigError(found[1], found[2], f"one of {', '.join(found[3].split())}")
+    if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
+        return ConfigError(found[1], found[2], "several values are a sweep: add -m (or quote the value)")
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return ConfigError(found[1], "...", "no such key; privbench run --help lists them (+key=value appends one)")
+    if found := re.search(r"Error parsing override '([^']*)'", text):
+        return ConfigError("override", found[1], "write it as key=value")
+    for noise in ("full_key:", "object_type=", "Set the environment variable"):
+        text = text.split(noise)[0]
+    return ConfigError("configuration", type(error).__name__, text.strip())
 
 
 class Sweep(Callback):

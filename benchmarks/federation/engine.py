@@ -209,6 +209,11 @@ def start(context: Any, workers: int, device: torch.device) -> Engine:
     return Pool(context, workers) if workers > 1 and device.type == "cpu" and forks else Serial(context)
 
 
+def warm(_: Any, item: int) -> int:
+    """A task that does nothing: a worker that answers has started."""
+    return item
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

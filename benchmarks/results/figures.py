@@ -105,7 +105,8 @@ def privacy_utility(results: Results) -> Figure | None:
     Arms without a guarantee in a panel stand at its ∞, controls (no defense, clipping without noise) included.
     """
     arms = [a for a in comparable(results.arms()) if a.final("accuracy").mean is not None]
-    panels = sorted({p for a in arms for p in a.guarantees()})
+    # A panel in which nobody has a guarantee would have one tick, ∞: the table says that.
+    panels = sorted({p for a in arms for p, said in a.guarantees().items() if isfinite(said.epsilon)})
     if not panels:
         return None
     columns = min(2, len(panels))

@@ -1,7 +1,7 @@
 """Epsilon of a history of (subsampled) Gaussian mechanisms, by privacy loss distributions (dp-accounting)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 Step = tuple[float, float]
@@ -51,14 +51,26 @@ def noise_multiplier(target: float, delta: float, rate: float, steps: int) -> fl
 
     Found by bisection on :func:`epsilon`, so that the same accountant calibrates and states.
     """
-    history = lambda sigma: [((rate, sigma), steps)]  # noqa: E731
+
+    def holds(sigma: float, interval: float) -> bool:
+        return epsilon([((rate, sigma), steps)], delta, interval) <= target
+
     low, high = 0.05, 1.0
-    while epsilon(history(high), delta, _COARSE) > target:
+    while not holds(high, _COARSE):
         low, high = high, high * 2
+    high = _bisect(lambda sigma: holds(sigma, _COARSE), low, high)
+    if epsilon([((rate, high), steps)], delta) > 0.99 * target:
+        return high
+    # The coarse grid asks for too much (four times and more) where each of many steps loses little.
+    low = high * 0.8
+    while low > 0.05 and holds(low, _FINE):
+        low, high = low * 0.8, low
+    return _bisect(lambda sigma: holds(sigma, _FINE), low, high)
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """The least value between ``low``, which fails, and ``high``, which holds, that holds (to 0.1%)."""
     while high / low > 1.001:
         middle = math.sqrt(low * high)
-        if epsilon(history(middle), delta, _COARSE) > target:
-            low = middle
-        else:
-            high = middle
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return high

@@ -70,7 +70,8 @@ class ClippedMean:
         require(self.clip is None or 0 < self.clip < math.inf, "clip", self.clip, "must be positive, or null")
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        plan, total = context.plan, _Sum(context)
+        # With a clip of its own this is no part of a guarantee: a record-level plan's clip is another bound.
+        plan, total = context.plan if self.clip is None else None, _Sum(context)
         bound = plan.clip if plan else self.clip
         assert bound is not None  # Defense.bind refuses a rule without a bound
         clipped = count = 0

@@ -38,7 +38,7 @@ class DPSGD(Local):
             raise ConfigError(
                 "model",
                 type(model).__name__,
-                f"DP-SGD can't train it ({str(errors[0]).splitlines()[0]}); BatchNorm mixes records: use GroupNorm",
+                f"DP-SGD can't train it: {str(errors[0]).split('. ')[0]}; use GroupNorm in place of BatchNorm",
             )
 
     def prepare(self, model: nn.Module) -> nn.Module:

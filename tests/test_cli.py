@@ -1,0 +1,150 @@
+"""The console script: bad input is one line with exit status 2 before any training; what ran is kept."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from privbench.benchmarks import cli
+
+SCRIPT = Path(sys.executable).with_name("privbench")
+SMALL = ["task=digits", "model=mlp", "federation.clients=4", "federation.rounds=2", "federation.workers=1"]
+
+BAD = [
+    (["foo=1"], "foo"),
+    (["federation.clients=0"], "federation.clients=0: at least 1"),
+    (["federation.clients=abc"], "federation.clients=abc: expected int"),
+    (["+federation.foo=1"], "federation.foo=1: unknown field"),
+    (["federation.participation=0"], "federation.participation=0.0: a fraction in (0, 1]"),
+    (["federation.participation=1.5"], "federation.participation"),
+    (["federation.sampling=foo"], "federation.sampling=foo: expected one of fixed, poisson"),
+    (["federation.local.learning_rate=0"], "federation.local.learning_rate"),
+    (["task/partition=dirichlet", "task.partition.alpha=-1"], "task.partition.alpha=-1.0"),
+    (["task=nope"], "task=nope: one of"),
+    (["defense=none,dp_local"], "defense=none,dp_local: several values are a sweep: add -m"),
+    (["seed=-1"], "seed=-1"),
+    (["seed=x"], "seed=x: expected int"),
+    (["device=tpu"], "device=tpu"),
+    (["poisoning=backdoor", "poisoning.clients=5"], "poisoning.clients=5: at most the number of clients, 4"),
+    (["poisoning=backdoor", "task.trigger=null"], "task.trigger"),
+    (["poisoning=backdoor", "task.trigger.target=10"], "task.trigger.target=10"),
+    (["task.trigger.size=9"], "task.trigger.size=9"),
+    (["leakage=dlg", "leakage.rounds=[3]"], "leakage.rounds"),
+    (["leakage=dlg", "leakage.victims=[9]"], "leakage.victims"),
+    (["leakage=dlg", "leakage.victims=4", "poisoning=backdoor"], "leakage.victims"),
+    (["defense=dp_central", "defense.privacy.delta=0.5"], "defense.privacy.delta=0.5: must be below 1/clients"),
+    (["defense=dp_central", "defense.privacy.epsilon=-1"], "defense.privacy.epsilon=-1.0"),
+    (["defense=dp_central", "defense.privacy.clip=0"], "defense.privacy.clip=0.0"),
+    (["defense=dp_central", "defense.aggregation.clip=1"], "defense.aggregation.clip"),
+    (["defense=dp_central", "federation.weighting=records"], "federation.weighting=records"),
+    (["defense=dp_central", "federation.sampling=fixed", "federation.participation=0.5"], "federation.sampling=fixed"),
+    (["model=resnet18", "model.norm=batch", "defense=dp_local"], "GroupNorm"),
+    (["task._target_=os.system"], "task._target_=os.system"),
+    (["results_dir=/dev/null/x"], "results_dir=/dev/null/x"),
+    (["--config-dir", "/nowhere/at/all"], "--config-dir=/nowhere/at/all"),
+    (["-m", "seed=0,1", "federation.rounds=2,0"], "federation.rounds=0: at least 1 [job:"),
+    (["seed"], "override=seed: write it as key=value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(a) for a, _ in BAD])
+def test_bad_input_is_one_line_that_names_the_field(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", *SMALL, *arguments])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+    assert not list(tmp_path.rglob("metrics.jsonl"))
+
+
+def test_missing_data_names_file_place_and_checksum(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PRIVBENCH_DATA", str(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "task=mitbih", "model=signal_cnn", f"results_dir={tmp_path}/r"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "mitbih_beats.npz" in error
+    assert str(tmp_path) in error
+    assert "4e9102dae63663edac9483e697b5d7c9" in error or "c645f54978c7e444" in error
+
+
+def privbench(*arguments, cwd):
+    return subprocess.run([SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def manifests(folder):
+    return [json.loads(p.read_text()) for p in sorted(folder.glob("runs/*/manifest.json"))]
+
+
+def test_a_sweep_does_only_what_is_missing(tmp_path):
+    sweep = ["run", "-m", *SMALL, "defense=none,median", "seed=0,1", "name=s", f"results_dir={tmp_path}/r"]
+    first = privbench(*sweep, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert {p.name for p in tmp_path.iterdir()} == {"r"}
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"runs", "s"}
+    index = json.loads((tmp_path / "r/s/sweep.json").read_text())
+    assert [r["status"] for r in index["runs"]] == ["complete"] * 4
+    assert (tmp_path / "r/s/table.csv").exists()
+    assert "median" in first.stdout
+
+    gone = tmp_path / "r/s" / index["runs"][2]["path"]
+    for file in gone.rglob("*"):
+        if file.is_file():
+            file.unlink()
+    again = privbench(*sweep, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("complete before, kept") == 3
+    assert len(manifests(tmp_path / "r")) == 4
+
+
+def test_a_job_that_diverges_is_listed_and_does_not_stop_the_others(tmp_path):
+    sweep = ["run", "-m", *SMALL, "federation.local.learning_rate=0.1,1e20", "name=s", f"results_dir={tmp_path}/r"]
+    done = privbench(*sweep, cwd=tmp_path)
+    assert done.returncode == 1
+    assert sorted(m["status"] for m in manifests(tmp_path / "r")) == ["complete", "diverged"]
+    assert "diverged" in done.stdout
+    assert "Traceback" not in done.stderr
+    for path in (tmp_path / "r").glob("runs/*/metrics.jsonl"):
+        assert "NaN" not in path.read_text()
+        assert "Infinity" not in path.read_text()
+
+
+def test_joblib_runs_the_same_jobs_and_ends_with_the_table(tmp_path):
+    sweep = ["run", "-m", *SMALL, "seed=0,1", "name=s", f"results_dir={tmp_path}/r"]
+    done = privbench(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "n=2" in done.stdout or "± " in done.stdout or "2" in done.stdout
+    assert {m["machine"]["workers"] for m in manifests(tmp_path / "r")} == {1}
+    assert [r["status"] for r in json.loads((tmp_path / "r/s/sweep.json").read_text())["runs"]] == ["complete"] * 2
+
+
+def test_a_user_adds_configuration_with_config_dir(tmp_path):
+    folder = tmp_path / "mine" / "defense"
+    folder.mkdir(parents=True)
+    (folder / "tight.yaml").write_text("defaults:\n  - norm_clipping\n  - _self_\naggregation:\n  clip: 0.05\n")
+    done = privbench(
+        "run", *SMALL, "defense=tight", "--config-dir", tmp_path / "mine", f"results_dir={tmp_path}/r", cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    (manifest,) = manifests(tmp_path / "r")
+    assert manifest["choices"]["defense"] == "tight"
+    assert manifest["config"]["defense"]["aggregation"]["clip"] == 0.05
+
+
+def test_run_help_lists_groups_and_choices(tmp_path):
+    done = privbench("run", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for word in ("defense: ", "dp_local", "task: ", "pneumoniamnist", "experiment: ", "quickstart", "Exit status"):
+        assert word in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_partition_is_drawn_on_request(tmp_path):
+    done = privbench("partition", "task=digits", "task/partition=dirichlet", f"results_dir={tmp_path}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {Path(line).suffix for line in done.stdout.split()} == {".png", ".pdf"}

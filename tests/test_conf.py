@@ -1,0 +1,52 @@
+"""Every YAML in conf/ composes and builds."""
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+
+from privbench.benchmarks import experiment, sweep
+
+CONF = Path(str(files("privbench.conf")))
+OPTIONS = sorted(
+    f"{path.parent.relative_to(CONF)}={path.stem}"
+    for path in CONF.rglob("*.yaml")
+    if path.parent != CONF and path.parent.name != "experiment"
+)
+EXPERIMENTS = sorted(
+    path.relative_to(CONF / "experiment").with_suffix("") for path in CONF.glob("experiment/**/*.yaml")
+)
+
+
+@pytest.fixture
+def hydra():
+    with initialize_config_module("privbench.conf", version_base="1.3"):
+        yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_builds(hydra, option):
+    config = compose("config", overrides=[option, "name=x"])
+    group, _, choice = option.partition("=")
+    built = experiment.compose(sweep.plain(config))
+    found = built
+    for part in group.split("/"):
+        found = getattr(found, part)
+    assert (found is None) == (choice == "none" and group in ("leakage", "poisoning"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
+def test_every_experiment_is_checked_job_by_job(name, tmp_path):
+    jobs = sweep.plan([f"experiment={name}", f"results_dir={tmp_path}"], multirun=False)
+    assert len(jobs.jobs) > 1
+    assert len({job.id for job in jobs.jobs}) == len(jobs.jobs)
+
+
+def test_quickstart_is_every_defense_with_and_without_a_poisoner(tmp_path):
+    jobs = sweep.plan(["experiment=quickstart", f"results_dir={tmp_path}"], multirun=False)
+    arms = {tuple(o for o in job.overrides if o.startswith(("defense", "poisoning"))) for job in jobs.jobs}
+    assert {(f"defense={d}", f"poisoning={p}") for d in ("none", "dp_local", "dp_central")
+            for p in ("none", "scaled_backdoor")} <= arms  # fmt: skip
