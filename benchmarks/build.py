@@ -89,9 +89,12 @@ def resolve(target: Any, trusted: Sequence[str] = (), path: str = "") -> Callabl
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of the user's can raise anything
         raise ConfigError(field, target, f"an importable class or function ({error})") from None
     require(callable(found), field, target, "a class or a function")
+    # What a module of ours merely imported is not ours: privbench.some.module.urlopen.
+    own = not target.startswith("privbench.") or str(getattr(found, "__module__", "")).startswith("privbench.")
+    require(own, field, target, "a class or a function of privbench's own")
     return found
 
 

@@ -30,8 +30,8 @@ class Backdoor(Poisoner):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.fraction <= 1, "fraction", self.fraction, "a share in (0, 1]")
-        if isinstance(self.boost, float):
-            require(0 < self.boost < math.inf, "boost", self.boost, "positive, or replace")
+        sound = self.boost == "replace" if isinstance(self.boost, str) else 0 < self.boost < math.inf
+        require(sound, "boost", self.boost, "positive, or replace")
 
     @property
     def tampers(self) -> bool:
@@ -42,7 +42,8 @@ class Backdoor(Poisoner):
             raise ConfigError("task.trigger", None, "a backdoor needs a trigger: task.trigger is null for this task")
         order = torch.randperm(len(records), generator=generator)
         other = order[records.y[order] != trigger.target]
-        chosen = other[: math.ceil(self.fraction * len(other))]
+        # 0.07 * 100 is 7.000000000000001
+        chosen = other[: math.ceil(self.fraction * len(other) - 1e-9)]
         x, y = records.x.clone(), records.y.clone()
         x[chosen], y[chosen] = trigger.apply(records.x[chosen], spec), trigger.target
         return Split(x, y, records.group)

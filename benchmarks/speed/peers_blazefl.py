@@ -3,10 +3,12 @@
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 
 import copy
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
 
+import torch
 from blazefl.contrib import (
     FedAvgBaseServerHandler,
     FedAvgProcessPoolClientTrainer,
@@ -109,9 +111,10 @@ def run(work: Work, workers: int, mode: str) -> Timing:
     ``mode`` is ``threads``, which its documentation recommends (Python's global lock allows them only part of the
     cores), or ``processes``. BlazeFL starts its pool of either anew each round, so that start is in the seconds.
     """
-    datasets(work)  # loaded before the fork
+    datasets(work)  # before the fork
+    torch.optim.SGD(model(work).parameters())  # imports torch._dynamo: otherwise each process of each round does
     with tempfile.TemporaryDirectory() as folder:
-        warm = Work(clients=work.clients, cohort=2 * workers, rounds=1)
+        warm = dataclasses.replace(work, cohort=min(2 * workers, work.clients), rounds=1)
         rounds(warm, workers, mode, Path(folder) / "warm")
         seconds, final = rounds(work, workers, mode, Path(folder) / "run")
     return Timing(seconds, work.task().evaluate(final)["accuracy"])

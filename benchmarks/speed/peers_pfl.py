@@ -84,7 +84,7 @@ def run(work: Work, workers: int, mode: str) -> Timing | None:
     Clients take turns (pfl's ``minimize_reuse``, which its documentation recommends), they are not drawn. The seconds
     include pfl's metrics of its rounds, but no evaluation.
     """
-    rounds(dataclasses.replace(work, cohort=2 * workers, rounds=1))
+    rounds(dataclasses.replace(work, cohort=min(2 * workers, work.clients), rounds=1))
     seconds, final = rounds(work)
     if get_framework_module().distributed.global_rank:
         return None

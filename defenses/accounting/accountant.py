@@ -55,10 +55,14 @@ def noise_multiplier(target: float, delta: float, rate: float, steps: int) -> fl
     def holds(sigma: float, interval: float) -> bool:
         return epsilon([((rate, sigma), steps)], delta, interval) <= target
 
-    low, high = 0.05, 1.0
-    while not holds(high, _COARSE):
-        low, high = high, high * 2
-    high = _bisect(lambda sigma: holds(sigma, _COARSE), low, high)
+    # From above: far below the answer the privacy loss is large, and its grid long and slow.
+    coarse = max(_COARSE, 1e-4 * target)
+    high = max(1.0, 4 * rate * math.sqrt(steps) / target)
+    while not holds(high, coarse):
+        high *= 2
+    while high > 0.05 and holds(high / 2, coarse):
+        high /= 2
+    high = _bisect(lambda sigma: holds(sigma, coarse), high / 2, high)
     if epsilon([((rate, high), steps)], delta) > 0.99 * target:
         return high
     # The coarse grid asks for too much (four times and more) where each of many steps loses little.

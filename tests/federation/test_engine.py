@@ -122,7 +122,7 @@ def test_an_exception_surfaces_with_its_traceback(pool):
 
 
 def test_the_suites_own_errors_stay_what_they_are(pool):
-    with pytest.raises(ConfigError, match="alpha=[012]: more than 0"):
+    with pytest.raises(ConfigError, match=r"alpha=[012]: more than 0"):
         list(pool(2).map(refuse, range(3)))
 
 

@@ -5,13 +5,13 @@ import torch
 
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.server import ServerAdam, ServerSGD, ServerYogi
-from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.update import Kind, Layout, Update
 
 LAYOUT = Layout(("w", "running_var"), ((2,), (1,)), 1)
 MODEL = torch.tensor([1.0, -2.0, 5.0])
 
 
-def aggregate(*values: float, kind="update") -> Update:
+def aggregate(*values: float, kind: Kind = "update") -> Update:
     return Update(torch.tensor(values), LAYOUT, kind, 1)
 
 
