@@ -225,11 +225,24 @@ def settings(config: Any, trusted: Sequence[str] = ()) -> Any:
         runtime = {f.name for f in dataclasses.fields(target) if f.metadata.get("identity") is False}
     else:
         runtime = set()
-    defaults = {n: p.default for n, p in inspect.signature(target).parameters.items()}
+    defaults = _defaults(target)
     return {k: v for k, v in kept.items() if k not in runtime and not (k in defaults and _same(v, defaults[k]))}
 
 
+def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    """Default values by field; those made by a ``default_factory`` are made."""
+    found = {n: p.default for n, p in inspect.signature(target).parameters.items()}
+    if dataclasses.is_dataclass(target):
+        fields = dataclasses.fields(target)
+        found |= {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
+    return found
+
+
 def _same(value: Any, default: Any) -> bool:
+    if isinstance(value, Mapping) and dataclasses.is_dataclass(default) and set(value) == {"_target_"}:
+        # A component none of whose fields was changed: the default one, if it is of the default's class.
+        ours = value["_target_"].startswith("privbench.")
+        return ours and resolve(value["_target_"]) is type(default) and default == type(default)()
     if isinstance(default, tuple | list):
         return isinstance(value, tuple | list) and [*value] == [*default]
     if isinstance(value, bool) or isinstance(default, bool):

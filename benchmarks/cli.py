@@ -18,7 +18,7 @@ commands:
 
 examples:
   privbench run experiment=quickstart
-  privbench run defense=dp_central poisoning=backdoor leakage=inverting_gradients
+  privbench run defense=dp_central defense.privacy.epsilon=4 poisoning=backdoor
   privbench run -m defense=none,dp_local seed=0,1,2
   privbench run --help      lists configuration groups and their choices
 """

@@ -1,6 +1,7 @@
 """One run, built and checked from its configuration; nothing here trains."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -53,6 +54,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
+        plain = self.name is None or (re.fullmatch(r"\w[\w.-]*", self.name) and self.name not in ("runs", "report"))
+        require(bool(plain), "name", self.name, "letters, digits, '.', '_' and '-' (a folder), not runs or report")
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,9 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
             if not _again(prepared.experiment, before):
                 return Outcome(before["status"], "kept", _note(before))
             record.forget()
+        elif before and before.get("revision") != revision():
+            # What another revision began isn't continued: its numbers would be of two programs.
+            record.forget()
         return _run(prepared, record, choices, progress, parallel_jobs)
 
 

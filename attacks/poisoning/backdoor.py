@@ -20,7 +20,7 @@ class Backdoor(Poisoner):
     Args:
         clients: how many clients it owns.
         fraction: share of its clients' records that are poisoned, in (0, 1]; of the classes other than the target.
-        boost: factor on the update. 1 poisons data only; ``replace`` is one over the client's weight in the mean, so
+        boost: factor on the update. 1 poisons data only; ``replace`` is one over its clients' weight in the mean, so
             that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020, equation 3).
     """
 

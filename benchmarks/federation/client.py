@@ -108,5 +108,6 @@ def _compute(side: ClientSide, job: Job) -> Update:
     update = side.trainer(local).train(received, records, side.work, job.client, side.plan, side.seed, job.round)
     if poisoner is not None:
         craft = stream(side.seed, "craft", job.round, job.client)
-        update = poisoner.craft(update, job.others, side.weights[job.client], craft)
+        share = min(1.0, sum(side.weights[c] for c in side.attackers))
+        update = poisoner.craft(update, job.others, share, craft)
     return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))

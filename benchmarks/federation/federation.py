@@ -178,7 +178,7 @@ class Federation:
 
     def _weights(self) -> list[float]:
         size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
-        return [min(1.0, s / (self.settings.participation * sum(size))) for s in size]
+        return [s / (self.settings.participation * sum(size)) for s in size]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.

@@ -64,8 +64,7 @@ class Leakage:
             require(sound, "victims", self.victims, "different clients, counted from 0")
         require(bool(self.adversaries), "adversaries", self.adversaries, f"one or more of {', '.join(ADVERSARIES)}")
         for adversary in self.adversaries:
-            known = adversary.split(" + ")[0] in ADVERSARIES
-            require(known, "adversaries", adversary, f"one of {', '.join(ADVERSARIES)}")
+            require(adversary in ADVERSARIES, "adversaries", adversary, f"one of {', '.join(ADVERSARIES)}")
         require(self.images is None or self.images >= 1, "images", self.images, "null, or at least 1")
         require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "null, or at least 1")
 

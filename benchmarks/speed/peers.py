@@ -1,8 +1,8 @@
 """Other simulators on the same work, where they are installed.
 
 To include them, install beside privbench any of ``blazefl[contrib,reproducibility]`` (2.x needs Python 3.12),
-``pfl`` and ``flwr[simulation]``. pfl 0.6 asks for an older dp-accounting than privbench does: install it with
-``--no-deps``, and ``multiprocess`` and ``prv-accountant`` likewise (``dill`` too). What can be imported takes part.
+``pfl`` and ``flwr[simulation]``. pfl 0.6 asks for an older dp-accounting than privbench does, so install it, and what
+it needs besides (``multiprocess``, ``dill``, ``prv-accountant``), with ``--no-deps``. What can be imported takes part.
 
 Peers draw their own clients and batches, so accuracies agree within noise only. Each run of a peer is a process of
 its own (:func:`main`) with one thread a worker: Ray's, pfl's and BlazeFL's global state touches no other contender.

@@ -78,7 +78,8 @@ class _Guarantee:
         noise_multiplier: noise standard deviation over the clip; 0 clips without noise (epsilon is infinite).
         delta: in (0, 1), below one over the number of units.
         clip: L2 bound on one unit's contribution, > 0.
-        noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic.
+        noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic. Sampling is seeded in
+            both, so an epsilon that rests on amplification by sampling stays simulated.
     """
 
     delta: float
@@ -110,7 +111,7 @@ class _Guarantee:
     def _check_delta(self, units: int, what: str) -> None:
         require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
 
-    def _statement(self, adversary: str, value: float, **more: Any) -> dict[str, Any]:
+    def _statement(self, adversary: str, value: float, amplified: bool, **more: Any) -> dict[str, Any]:
         return {
             "unit": self.unit,
             "adjacency": "add_remove",
@@ -119,7 +120,8 @@ class _Guarantee:
             "delta": self.delta,
             "clip": self.clip,
             "noise_source": self.noise_source,
-            "simulated": self.noise_source == "seeded",
+            # Sampling is drawn from the run's seed, and whoever knows the sample has no amplification.
+            "simulated": self.noise_source == "seeded" or amplified,
             "accountant": "dp-accounting PLD, value_discretization_interval 1e-4",
             **more,
         }
@@ -182,10 +184,11 @@ class ClientPlan:
             "rounds": len(ledger),
         }
         value = epsilon(history, self.guarantee.delta)
+        sampled = self.facts.participation < 1
         seen = {"why": "the server reads every update before it is clipped and noised"}
         return [
-            self.guarantee._statement("model_recipient", value, **common),
-            self.guarantee._statement("server_operator", math.inf, **common, **seen),
+            self.guarantee._statement("model_recipient", value, sampled, **common),
+            self.guarantee._statement("server_operator", math.inf, sampled, **common, **seen),
         ]
 
     def public(self) -> dict[str, Known]:
@@ -259,8 +262,10 @@ class RecordPlan:
             "rounds": len(ledger),
             "participations_counted": len(ledger),
             "participations_realised": max(taken.values(), default=0),
+            "not_covered": "the number of records of each client, which weights and sampling rates show",
         }
-        return [self.guarantee._statement(a, value, **common) for a in ("server_operator", "model_recipient")]
+        sampled = min(self.rates) < 1
+        return [self.guarantee._statement(a, value, sampled, **common) for a in ("server_operator", "model_recipient")]
 
     def public(self) -> dict[str, Known]:
         noised = Known(clip=self.clip, noise_multiplier=self.noise_multiplier)

@@ -157,7 +157,8 @@ def test_record_level_statements():
     ledger = [plan.charge(r, [0, r]) for r in range(1, 21)]
     for statement in plan.statements(ledger):
         assert 7.9 < statement["epsilon"] <= 8.0
-        assert (statement["unit"], statement["simulated"]) == ("record", False)
+        # System noise, but batches are drawn from the run's seed, and epsilon rests on them.
+        assert (statement["unit"], statement["simulated"]) == ("record", True)
         assert (statement["participations_counted"], statement["participations_realised"]) == (20, 20)
     assert {s["adversary"] for s in plan.statements(ledger)} == {"server_operator", "model_recipient"}
 
