@@ -118,9 +118,10 @@ def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[
     if not str(sweeper._target_).endswith("BasicSweeper"):
         return overrides, []
     parser = OverridesParser.create()
-    given = {o.key_or_group for o in parser.parse_overrides(overrides)}
+    # Of two values for one key the last one holds, as in a single run; Hydra would sweep over both.
+    given = {o.key_or_group: str(o.input_line) for o in parser.parse_overrides(overrides)}
     params = {str(k): v for k, v in (sweeper.get("params") or {}).items()}
-    mine = [o for o in overrides if not o.startswith("hydra.sweeper.params")]
+    mine = [o for o in given.values() if not o.startswith("hydra.sweeper.params")]
     swept = [f"{k}={v}" for k, v in params.items() if k not in given] + mine
     batches = BasicSweeper.split_arguments(
         [o for o in parser.parse_overrides(swept) if not o.key_or_group.startswith("hydra")], None

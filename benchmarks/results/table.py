@@ -206,7 +206,7 @@ def guarantee(statements: Iterable[Statement]) -> str:
     for s in statements:
         epsilon = "∞" if isinf(s.epsilon) else f"{s.epsilon:.3g}"
         delta = "" if s.delta is None or isinf(s.epsilon) else f", δ={s.delta:.1g}"
-        simulated = " sim." if s.simulated else ""
+        simulated = " sim." if s.simulated and not isinf(s.epsilon) else ""
         lines.setdefault(f"ε={epsilon}{delta}{simulated}, {s.unit}", []).append(s.adversary.replace("_", " "))
     return "\n".join(fill(f"{k}: {', '.join(v)}", 32) for k, v in lines.items()) or "∞"
 
