@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.update import Layout
 from privbench.defenses.accounting.plan import ClientLevel, Facts, Plan, Privacy, RecordLevel
 from privbench.defenses.aggregation import ClippedMean, Mean, Rule
 from privbench.defenses.channel import Channel, Plaintext
@@ -63,6 +66,18 @@ class Defense:
                 self.aggregation.clip,
                 "leave it null under a privacy plan, which carries the clip" if client_level else "a positive number",
             )
+
+    def check(self, model: nn.Module, layout: Layout) -> None:
+        """Refuse a model that these stations can't train, or whose guarantee would leak beside the noise.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+        self.local.check(model)
+        if self.privacy is not None and layout.buffers:
+            # DP-SGD noises gradients, not buffers; and a noised running variance turns negative.
+            why = f"a guarantee covers parameters, but {layout.buffers[0]} is a buffer made of data: use GroupNorm"
+            raise ConfigError("model", type(model).__name__, why)
 
     def bind(self, facts: Facts) -> Plan | None:
         """The privacy plan for a federation, ``None`` without a guarantee.

@@ -8,7 +8,7 @@ import torch
 from privbench.attacks.leakage.attack import Reconstruction, check
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.labels import Labels, fixed_labels, needs
-from privbench.attacks.leakage.noise import noise_share, published
+from privbench.attacks.leakage.noise import noise_share
 from privbench.attacks.leakage.objectives import Cosine, SquaredDistance
 from privbench.attacks.leakage.observe import Observation
 from privbench.attacks.leakage.optimise import LBFGS, Problem, check_settings, reconstruct
@@ -60,7 +60,7 @@ class DLG:
         problem = Problem(
             ClientGradient(public, observation.model),
             observation.gradient,
-            Cosine() if published(public, observation).clip else SquaredDistance(),
+            Cosine() if observation.known.clip else SquaredDistance(),
             fixed_labels(self.labels, public, observation, generator),
             self.weight(public, observation),
         )

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.leakage.gradient import ClientGradient
-from privbench.attacks.leakage.noise import published
 from privbench.attacks.leakage.observe import Observation
 from privbench.benchmarks.federation.view import Public
 
@@ -61,7 +60,7 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
         dummies = torch.randn(DUMMIES, *public.shape, generator=generator).to(observation.gradient.device)
         predicted = ClientGradient(public, observation.model).logits(dummies).softmax(-1).mean(0)
         slope = slopes[f"{name}.bias"]
-        if published(public, observation).clip or observation.source == "release":
+        if observation.known.clip or observation.source == "release":
             slope = slope / shrinkage(predicted, slope, observation.records)
         counts = round_counts(observation.records * (predicted - slope), observation.records)
         return torch.repeat_interleave(torch.arange(public.classes, device=counts.device), counts)

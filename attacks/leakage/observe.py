@@ -1,12 +1,13 @@
 """From a view to a gradient: what an adversary can make of the round for one client."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
 
+from privbench.benchmarks.federation.server import ServerSGD
 from privbench.benchmarks.federation.update import Update
-from privbench.benchmarks.federation.view import Public, RoundView, View
+from privbench.benchmarks.federation.view import Known, Public, RoundView, View
 
 Source = Literal["update", "aggregate", "release"]
 
@@ -25,6 +26,7 @@ class Observation:
             for an average over several local steps or a mixture of clients. Noise and clipping don't count here.
         steps: local steps that the gradient is averaged over.
         labels: ``(records,)`` int64, declared side information that no view holds; ``None`` otherwise.
+        known: what is published of the clipping and noise on it.
     """
 
     gradient: Tensor
@@ -34,6 +36,7 @@ class Observation:
     exact: bool
     steps: int
     labels: Tensor | None = None
+    known: Known = field(default_factory=Known)
 
 
 def observe(view: View, round: int, client: int) -> Observation | None:
@@ -49,10 +52,13 @@ def observe(view: View, round: int, client: int) -> Observation | None:
     if seen is None or seen.sent is None:
         return None
     public = view.public
+    # Where an operator made a model for this client, the gradient was taken there.
+    model = seen.received.get(client, seen.sent)
     own = seen.updates.get(client)
     if own is not None:
         steps = public.local_steps(own.records)
-        return Observation(_gradient(own, public, steps), seen.sent, own.records, "update", steps == 1, steps)
+        known = public.known("update", client)
+        return Observation(_gradient(own, public, steps), model, own.records, "update", steps == 1, steps, known=known)
     if seen.participants is not None and client not in seen.participants:
         return None
     others = _hidden(seen)
@@ -60,12 +66,17 @@ def observe(view: View, round: int, client: int) -> Observation | None:
         mixed = seen.aggregate
         steps = public.local_steps(max(1, mixed.records // len(others)) if others else mixed.records)
         exact = steps == 1 and others == (client,)
-        return Observation(_gradient(mixed, public, steps), seen.sent, mixed.records, "aggregate", exact, steps)
+        known = public.known("aggregate", client)
+        return Observation(
+            _gradient(mixed, public, steps), model, mixed.records, "aggregate", exact, steps, known=known
+        )
     if seen.released is not None:
         steps = public.local_steps(1) if public.kind == "update" else 1
         trainable = public.layout.trainable
-        moved = (seen.sent - seen.released)[:trainable] / (public.learning_rate * steps)
-        return Observation(moved, seen.sent, 1, "release", False, steps)
+        # An adaptive server's scaling can't be undone from one round; a plain learning rate can.
+        scale = public.server.learning_rate if isinstance(public.server, ServerSGD) else 1.0
+        moved = (seen.sent - seen.released)[:trainable] / (public.learning_rate * steps * scale)
+        return Observation(moved, model, 1, "release", False, steps, known=public.known("release", client))
     return None
 
 

@@ -20,8 +20,9 @@ class Backdoor(Poisoner):
     Args:
         clients: how many clients it owns.
         fraction: share of its clients' records that are poisoned, in (0, 1]; of the classes other than the target.
-        boost: factor on the update. 1 poisons data only; ``replace`` is one over its clients' weight in the mean, so
-            that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020, equation 3).
+        boost: factor on the update. 1 poisons data only; ``replace`` is one over the weight of its clients in the
+            server's step, so that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020,
+            equation 3; exact for a server of plain gradient descent, whose learning rate is counted).
     """
 
     fraction: float = 0.5
@@ -50,4 +51,9 @@ class Backdoor(Poisoner):
 
     def craft(self, update: Update, others: tuple[Update, ...], share: float, generator: torch.Generator) -> Update:
         factor = 1 / share if isinstance(self.boost, str) else self.boost
-        return update if factor == 1 else replace(update, vector=update.vector * factor)
+        if factor == 1:
+            return update
+        # Scaled buffers would be no statistics: BatchNorm's running variance would turn negative.
+        vector = update.vector.clone()
+        vector[: update.layout.trainable] *= factor
+        return replace(update, vector=vector)

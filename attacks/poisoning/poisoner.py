@@ -41,6 +41,6 @@ class Poisoner:
         Args:
             update: what its training made.
             others: honest updates of the round, empty where the channel hides them.
-            share: weight of the poisoner's clients together in the expected cohort's mean, in (0, 1].
+            share: weight of the poisoner's clients together in the server's step from an expected cohort, in (0, 1].
         """
         return update

@@ -30,7 +30,7 @@ class ClientSide:
         model, layout, loss, work: what is trained and how.
         local, channel, plan: the client's part of the defense.
         poisoner: who owns ``attackers``, if anybody.
-        weights: each client's weight in the expected cohort's mean.
+        weights: each client's weight in the server's step from an expected cohort.
         received: the model of the round, ``(layout.size,)``, in memory that workers share.
         device: where clients train.
     """

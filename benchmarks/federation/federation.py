@@ -2,23 +2,23 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from privbench.attacks.poisoning.poisoner import Poisoner
-from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.build import require
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.distribution import Distribution, Honest
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, cohort
-from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout, Update
-from privbench.benchmarks.federation.view import Public, RoundView, View
+from privbench.benchmarks.federation.view import Public, RoundView, View, unprotected
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.defenses import Defense
 from privbench.defenses.accounting import Facts
@@ -100,12 +100,9 @@ class Federation:
             type(self.defense.local).__name__,
             f"no DP-SGD: the loss of {type(self.task).__name__} doesn't separate by record",
         )
+        self.defense.check(self.model, self.layout)
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts)
-        try:
-            self.defense.local.check(self.model)
-        except ConfigError as error:
-            raise error.under("") from None
         attackers = self.poisoner.clients if self.poisoner else 0
         require(
             attackers <= self.clients,
@@ -143,12 +140,13 @@ class Federation:
             kind=work.share,
             learning_rate=work.learning_rate,
             local_steps=work.local_steps,
-            defense=self.plan.public() if self.plan else {},
+            server=self.settings.server,
+            known=self.plan.known if self.plan else unprotected,
         )
 
     def workers(self, parallel_jobs: int = 1) -> int:
         """Processes for clients: the setting, else the cores' share of one of ``parallel_jobs``."""
-        return self.settings.workers or max(1, engines.cores() // parallel_jobs)
+        return min(self.clients, self.settings.workers or max(1, engines.cores() // parallel_jobs))
 
     def start(self) -> ServerState:
         """The state before the first round."""
@@ -178,7 +176,9 @@ class Federation:
 
     def _weights(self) -> list[float]:
         size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
-        return [s / (self.settings.participation * sum(size)) for s in size]
+        server = self.settings.server
+        rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
+        return [s * rate / (self.settings.participation * sum(size)) for s in size]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.
@@ -213,9 +213,10 @@ class Federation:
                 learning_rate=self.settings.local.learning_rate,
                 plan=self.plan,
                 watched=self.watched,
+                crafted=self._crafted(state.model, here),
             )
             timer = _Timer()
-            messages = timer.waiting(self._messages(here, number, state, engine))
+            messages = timer.waiting(self._messages(here, context, state, engine))
             released, views, state = self.defense.channel.server(messages, pipeline, state, context)
             if not bool(torch.isfinite(released.model).all()):
                 raise Diverged(f"the model holds NaN or infinity after round {number}")
@@ -228,12 +229,12 @@ class Federation:
             yield Round(number, state, invited, here, seen, released, seconds)
 
     def _messages(
-        self, here: tuple[int, ...], number: int, state: ServerState, engine: engines.Engine
+        self, here: tuple[int, ...], context: RoundContext, state: ServerState, engine: engines.Engine
     ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
-        channel = self.defense.channel
+        channel, number = self.defense.channel, context.round
         jobs = [
-            Job(c, number, channel.phases[0], model=self._sent(state.model, c))
+            Job(c, number, channel.phases[0], model=context.crafted.get(c))
             for c in sorted(here, key=lambda c: (c in self.attackers, c))
         ]
         for phase in channel.phases[:-1]:
@@ -258,12 +259,12 @@ class Federation:
         for message in engine.map(take_turn, honest):
             others.append(message.payload)
             yield message
-        yield from engine.map(take_turn, (_with_others(j, tuple(others)) for j in crooked))
+        yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked))
 
-    def _sent(self, model: Tensor, client: int) -> Tensor | None:
-        """The model made for one client, ``None`` where it gets the round's like everybody."""
-        sent = self.distribution.craft(model, client)
-        return None if sent is model else sent
+    def _crafted(self, model: Tensor, clients: tuple[int, ...]) -> dict[int, Tensor]:
+        """Models made for single clients; who isn't in it gets the round's like everybody."""
+        made = ((c, self.distribution.craft(model, c)) for c in clients)
+        return {c: sent for c, sent in made if sent is not model}
 
     def _remember(
         self, state: ServerState, views: dict[str, RoundView], number: int, public: Public
@@ -278,10 +279,6 @@ class Federation:
 def number_of_clients(settings: FederationSettings, task: Classification) -> int:
     """``federation.clients``, else the partition's natural number, else 20."""
     return settings.clients or task.natural_clients or 20
-
-
-def _with_others(job: Job, others: tuple[Update, ...]) -> Job:
-    return Job(job.client, job.round, job.phase, job.model, job.inbox, job.state, job.update, others)
 
 
 class _Timer:

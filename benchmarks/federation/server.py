@@ -1,7 +1,7 @@
 """The server's side of a round: state, optimisers, and the pipeline that a channel runs where it ends."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -155,6 +155,7 @@ class RoundContext:
         learning_rate: the clients'.
         plan: the privacy plan, if the defense has one.
         watched: clients whose updates an adversary keeps, out of those that its view shows.
+        crafted: models that an active operator made for single clients, by client.
     """
 
     seed: int
@@ -167,6 +168,7 @@ class RoundContext:
     learning_rate: float
     plan: "Plan | None"
     watched: frozenset[int]
+    crafted: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

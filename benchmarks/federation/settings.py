@@ -42,6 +42,9 @@ class LocalWork:
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "at least 0")
         require(0 <= self.proximal < math.inf, "proximal", self.proximal, "at least 0")
+        for name in ("momentum", "weight_decay", "proximal") if self.share == "gradient" else ():
+            value = getattr(self, name)
+            require(value == 0, name, value, "0 with share=gradient: no local step is taken that it could change")
 
     def batch(self, records: int) -> int:
         """Records a step for a client that holds ``records``."""

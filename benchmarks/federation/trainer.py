@@ -39,6 +39,9 @@ class Trainer:
             end = start + p.numel()
             p.data, p.grad = _place(self.weights[start:end], p), _place(self.gradient[start:end], p)
             start = end
+        # A cumulative average (momentum=None) counts batches: every client counts from where the model began.
+        counters = {n: b for n, b in self._bare.named_buffers() if not b.is_floating_point()}
+        self._counters = [(buffer, buffer.clone()) for buffer in counters.values()]
         self.model = local.prepare(self._bare)
 
     def train(
@@ -59,6 +62,8 @@ class Trainer:
         batches = stream(seed, "batches", round, client)
         noise = stream(seed, "noise", round, client)
         self.layout.write(received, self._bare)
+        for buffer, start in self._counters:
+            buffer.copy_(start)
         x, y = records.x.to(self.device), records.y.to(self.device)
         if self.images:
             x = x.contiguous(memory_format=torch.channels_last)

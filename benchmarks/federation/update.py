@@ -16,7 +16,8 @@ class Layout:
     """Where each tensor of a model lies in a flat vector: parameters first, then buffers.
 
     Flat vectors make aggregation rules functions of an ``(n, d)`` matrix, a clip the norm of one vector and a
-    message one array. Integer buffers (BatchNorm's ``num_batches_tracked``) travel as floats and are rounded back.
+    message one array. Integer buffers (BatchNorm's ``num_batches_tracked``) don't travel: a counter has no mean, and
+    would be most of a vector's norm.
 
     Args:
         names: tensor names as in ``state_dict``.
@@ -32,7 +33,8 @@ class Layout:
     def of(cls, model: nn.Module) -> "Layout":
         params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         # What is neither trained nor a parameter is state that training changes (BatchNorm's running statistics).
-        rest = {n: b for n, b in model.state_dict().items() if n not in params and n in dict(model.named_buffers())}
+        buffers = dict(model.named_buffers())
+        rest = {n: b for n, b in model.state_dict().items() if n in buffers and b.is_floating_point()}
         every = {**params, **rest}
         return cls(tuple(every), tuple(tuple(t.shape) for t in every.values()), len(params))
 
@@ -40,6 +42,11 @@ class Layout:
     def size(self) -> int:
         """Length d of the vector."""
         return sum(prod(s) for s in self.shapes)
+
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of the float buffers that travel with the parameters."""
+        return self.names[self.parameters :]
 
     @property
     def trainable(self) -> int:
@@ -61,10 +68,10 @@ class Layout:
 
     @torch.no_grad()
     def write(self, vector: Tensor, model: nn.Module) -> None:
-        """Copy ``vector`` of shape ``(size,)`` into the model; integer buffers are rounded."""
+        """Copy ``vector`` of shape ``(size,)`` into the model; integer buffers stay."""
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, value in self.views(vector).items():
-            own[name].copy_(value if own[name].is_floating_point() else value.round())
+            own[name].copy_(value)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,17 +14,22 @@ ADVERSARIES: tuple[Adversary, ...] = ("server_operator", "active_operator", "net
 
 @dataclass(frozen=True)
 class Known:
-    """What is published of the clipping and noise on one kind of observation.
+    """What is published of the clipping and noise on an observation.
 
     Args:
-        clip: the L2 bound; of a record's gradient with ``noise_multiplier``, else of a client's vector.
-        noise_multiplier: noise standard deviation over ``clip`` on each local step's sum over records.
+        clip: the L2 bound; of a record's gradient where ``step_noise_std`` is given, else of a client's vector.
+        step_noise_std: standard deviation of noise on each coordinate of every local step's mean gradient.
         noise_std: standard deviation of noise on each coordinate of the vector as observed.
     """
 
     clip: float | None = None
-    noise_multiplier: float = 0.0
+    step_noise_std: float = 0.0
     noise_std: float = 0.0
+
+
+def unprotected(source: str, client: int) -> Known:
+    """What is published without a privacy plan: there is no clipping and no noise."""
+    return Known()
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ class Public:
         kind: whether clients send gradients or updates.
         learning_rate: of the local optimiser.
         local_steps: ``local_steps(records)`` is how many local steps a client with that many records takes.
-        defense: what the federation publishes of its protection, by what an adversary can observe of it: a client's
-            ``update``, the ``aggregate``, or the ``release``. What isn't named is unprotected.
+        server: the server optimiser.
+        known: ``known(source, client)`` is what the federation publishes of the protection on what an adversary
+            observes of a client: its ``update``, the ``aggregate`` or the ``release``.
     """
 
     model: nn.Module
@@ -55,7 +61,8 @@ class Public:
     kind: Kind
     learning_rate: float
     local_steps: Callable[[int], int]
-    defense: Mapping[str, "Known"] = field(default_factory=dict)
+    server: Any = None
+    known: Callable[[str, int], Known] = unprotected
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class RoundView:
     Args:
         round: from 1.
         sent: the model that clients received, shape ``(layout.size,)``.
+        received: models made for single clients by an active operator, by client, where they differ from ``sent``.
         released: the model after the round, shape ``(layout.size,)``.
         participants: who took part.
         updates: updates readable one by one, by client.
@@ -79,6 +87,7 @@ class RoundView:
     participants: tuple[int, ...] | None = None
     updates: Mapping[int, Update] = field(default_factory=dict)
     aggregate: Update | None = None
+    received: Mapping[int, Tensor] = field(default_factory=dict)
     sizes: Mapping[int, int] = field(default_factory=dict)
     seconds: Mapping[int, float] = field(default_factory=dict)
 

@@ -64,8 +64,8 @@ class Plan(Protocol):
         """What is guaranteed against whom after the rounds in ``ledger``, one statement an adversary."""
         ...
 
-    def public(self) -> dict[str, Known]:
-        """What the federation publishes of the plan, by what an adversary observes."""
+    def known(self, source: str, client: int) -> Known:
+        """What the federation publishes of its noise on a client's ``update``, the ``aggregate`` or the ``release``."""
         ...
 
 
@@ -191,11 +191,12 @@ class ClientPlan:
             self.guarantee._statement("server_operator", math.inf, sampled, **common, **seen),
         ]
 
-    def public(self) -> dict[str, Known]:
-        # The server reads updates as they were sent: what it adds later is no protection against it.
+    def known(self, source: str, client: int) -> Known:
+        if source == "update":
+            # The server reads updates as they were sent: what it adds later is no protection against it.
+            return Known()
         std = self.noise_multiplier * self.clip / (self.facts.participation * self.facts.clients)
-        noised = Known(clip=self.clip, noise_std=std)
-        return {"aggregate": noised, "release": noised}
+        return Known(clip=self.clip, noise_std=std)
 
 
 @dataclass(frozen=True)
@@ -267,9 +268,15 @@ class RecordPlan:
         sampled = min(self.rates) < 1
         return [self.guarantee._statement(a, value, sampled, **common) for a in ("server_operator", "model_recipient")]
 
-    def public(self) -> dict[str, Known]:
-        noised = Known(clip=self.clip, noise_multiplier=self.noise_multiplier)
-        return {"update": noised, "aggregate": noised, "release": noised}
+    def known(self, source: str, client: int) -> Known:
+        stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]
+        if source == "update":
+            return Known(clip=self.clip, step_noise_std=stds[client])
+        # A mean over the expected cohort, weighted by records.
+        expected = self.facts.participation * sum(self.facts.records)
+        parts = (n / expected * s for n, s in zip(self.facts.records, stds, strict=True))
+        total = math.sqrt(self.facts.participation * sum(p * p for p in parts))
+        return Known(clip=self.clip, step_noise_std=total)
 
 
 Privacy = ClientLevel | RecordLevel

@@ -11,7 +11,7 @@ from torch import Tensor
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
-from privbench.defenses.aggregation.rule import check_finite, empty
+from privbench.defenses.aggregation.rule import Diverged, check_finite, empty
 
 
 class _Sum:
@@ -19,6 +19,7 @@ class _Sum:
 
     def __init__(self, context: RoundContext):
         self.context, self.total, self.weight, self.records = context, None, 0.0, 0
+        self.extras: dict[str, Tensor] = {}
 
     def add(self, update: Update, scale: float = 1.0) -> None:
         weight = float(update.records) if self.context.weighting == "records" else 1.0
@@ -27,12 +28,16 @@ class _Sum:
         self.total.add_(update.vector, alpha=weight * scale)
         self.weight += weight
         self.records += update.records
+        for name, value in update.extras.items():
+            self.extras[name] = self.extras.get(name, torch.zeros_like(value, dtype=torch.float64)) + weight * value
 
     def mean(self, normaliser: float | None = None) -> Update:
         if self.total is None:
             return empty(self.context)
-        vector = (self.total / (normaliser or self.weight)).to(torch.float32)
-        return Update(vector, self.context.layout, self.context.kind, self.records)
+        by = normaliser or self.weight
+        vector = (self.total / by).to(torch.float32)
+        extras = {name: (value / by).to(torch.float32) for name, value in self.extras.items()}
+        return Update(vector, self.context.layout, self.context.kind, self.records, extras)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,8 @@ class ClippedMean:
 
     The norm is that of the whole vector, buffers included. Under a privacy plan the clip is the plan's, the sum is
     divided by the expected cohort size whatever the realised one, and an update that isn't finite counts as zero
-    without a word; otherwise it stops the run.
+    without a word (a round in which no update is finite stops the simulation); otherwise it stops the run. Extras are
+    averaged like vectors, but under a plan they are dropped: its budget doesn't cover them.
 
     Args:
         clip: bound C, > 0; ``None`` takes the privacy plan's.
@@ -74,7 +80,7 @@ class ClippedMean:
         plan, total = context.plan if self.clip is None else None, _Sum(context)
         bound = plan.clip if plan else self.clip
         assert bound is not None  # Defense.bind refuses a rule without a bound
-        clipped = count = 0
+        clipped = count = kept = 0
         for update in updates:
             norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
             count += 1
@@ -82,10 +88,15 @@ class ClippedMean:
                 if plan is None:
                     check_finite(update, context)
                 continue
+            kept += 1
             clipped += norm > bound
             total.add(update, scale=clip_factor(norm, bound))
+        if count and not kept:
+            raise Diverged(f"no client's update is finite in round {context.round}")
         mean = total.mean(normaliser=context.expected if plan else None)
-        if count and plan is None:
+        if plan:
+            mean.extras.clear()
+        elif count:
             # How many were clipped is an output of its own: under a plan it would need a budget of its own.
             mean.extras["clipped_share"] = torch.tensor(clipped / count)
         return mean

@@ -8,7 +8,7 @@ import torch
 
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update, stack
-from privbench.defenses.aggregation.rule import empty
+from privbench.defenses.aggregation.rule import Diverged, empty
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,15 @@ class CoordinateMedian:
     bounded = False
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        cohort = [u for u in updates if bool(torch.isfinite(u.vector).all())]
-        if not cohort:
+        every = list(updates)
+        cohort = [u for u in every if bool(torch.isfinite(u.vector).all())]
+        if not every:
             return empty(context)
+        if not cohort:
+            raise Diverged(f"no client's update is finite in round {context.round}")
         matrix, records = stack(cohort)
-        return Update(median(matrix), context.layout, context.kind, int(records.sum()))
+        dropped = {"nonfinite_updates": torch.tensor(float(len(every) - len(cohort)))}
+        return Update(median(matrix), context.layout, context.kind, int(records.sum()), dropped)
 
 
 def median(matrix: torch.Tensor, chunk: int = 1 << 14) -> torch.Tensor:

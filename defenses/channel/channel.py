@@ -104,7 +104,9 @@ class Plaintext:
         outside = RoundView(context.round, sent=sent, released=released.model)
         took_part = tuple(sorted(sizes))
         network = RoundView(context.round, participants=took_part, sizes=sizes, seconds=seconds)
-        operator = RoundView(context.round, sent, released.model, took_part, kept, released.aggregate, sizes, seconds)
+        operator = RoundView(
+            context.round, sent, released.model, took_part, kept, released.aggregate, context.crafted, sizes, seconds
+        )
         views = {
             "server_operator": operator,
             "active_operator": operator,

@@ -125,12 +125,12 @@ def test_fedsgd_and_one_step_of_fedavg_agree(federate):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_batchnorm_statistics_are_averaged_and_counts_stay_whole(federate, task):
+def test_batchnorm_statistics_are_averaged_and_counts_stay_at_home(federate, task):
     model = batchnorm()
     done = federate(model=model, clients=4, rounds=2, server=ServerYogi())
     layout = done.federation.layout
     state = layout.views(done.model)
-    assert float(state["1.num_batches_tracked"]) == 2 * 5  # 50 records a client, 5 batches a round
+    assert "1.num_batches_tracked" not in state
     assert (state["1.running_var"] > 0).all()
     updates = federate(model=model, clients=4, rounds=1, watched=frozenset(range(4)))
     seen = updates.rounds[0].views["server_operator"].rounds[0].updates

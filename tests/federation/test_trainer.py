@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -135,8 +134,6 @@ def test_buffers_of_a_shared_gradient_are_differences(records):
     net = normalised()
     layout = Layout.of(net)
     update = train(net, records, LocalWork(share="gradient"))
-    steps = math.ceil(37 / 10)
-    assert float(update.tensors["1.num_batches_tracked"]) == steps
     moved = layout.views(layout.read(net))["1.running_var"] + update.tensors["1.running_var"]
     assert (moved > 0).all()
     assert not torch.equal(moved, torch.ones(4))

@@ -119,7 +119,7 @@ def test_tables_have_no_pixels(scene, generator, digits):
 
 
 def test_a_published_clip_takes_the_length_away(scene, generator):
-    s = scene(lenet_model(0), defense={"update": Known(clip=0.01)})
+    s = scene(lenet_model(0), known=lambda source, client: Known(clip=0.01))
     clipped = s.update(0.01 * s.gradient / s.gradient.norm())
     found = attacked(s, DLG(iterations=200), generator, s.view(updates={0: clipped}))
     assert quality(s, found)[0] > 25
@@ -129,11 +129,11 @@ def test_the_prior_grows_with_the_noise(scene):
     s = scene(lenet_model(0))
     seen = s.observation()
     attack = InvertingGradients()
-    noisy = replace(s.public, defense={"update": Known(clip=1.0, noise_multiplier=10.0)})
+    noisy = replace(seen, known=Known(clip=1.0, step_noise_std=10.0))
     assert attack.weight(s.public, seen) == pytest.approx(0.01)
-    assert attack.weight(noisy, seen) == pytest.approx(0.04)
+    assert attack.weight(s.public, noisy) == pytest.approx(0.04)
     assert DLG().weight(s.public, seen) == 0
-    assert InvertingGradients(total_variation=0.2).weight(noisy, seen) == 0.2
+    assert InvertingGradients(total_variation=0.2).weight(s.public, noisy) == 0.2
 
 
 @pytest.mark.parametrize(

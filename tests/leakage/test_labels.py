@@ -25,7 +25,7 @@ def test_counts_from_the_bias_are_exact_with_duplicates(scene, generator, record
 
 @pytest.mark.parametrize("records", [1, 4, 16])
 def test_a_clipped_gradient_still_shows_its_labels(scene, generator, records):
-    s = scene(convnet(), records, defense={"update": Known(clip=0.01)})
+    s = scene(convnet(), records, known=lambda source, client: Known(clip=0.01))
     clipped = s.update(0.01 * s.gradient / s.gradient.norm())
     found = infer(s.public, s.observation(s.view(updates={0: clipped})), generator)
     assert found.tolist() == sorted(s.truth.y.tolist())
