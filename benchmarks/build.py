@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -99,9 +100,11 @@ def resolve(target: Any, trusted: Sequence[str] = (), path: str = "") -> Callabl
 
 
 def _call(target: Callable[..., Any], fields: dict[str, Any], path: str, partial: bool) -> Any:
-    signature = inspect.signature(target)
-    hints = typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
-    known = signature.parameters
+    try:
+        known = inspect.signature(target).parameters
+    except ValueError as error:  # some built-in classes have none
+        raise ConfigError(f"{path}._target_" if path else "_target_", target.__name__, str(error)) from None
+    hints = _hints(target)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in known.values())
     for name, value in fields.items():
         where = f"{path}.{name}" if path else name
@@ -125,19 +128,38 @@ def _call(target: Callable[..., Any], fields: dict[str, Any], path: str, partial
         raise error.under(path) from None
 
 
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target if inspect.isfunction(target) else target.__init__)
+    except (NameError, TypeError):  # a user's own, whose hints name what is imported for a type checker alone
+        return {}
+
+
 def conform(value: Any, hint: Any, where: str) -> Any:
     """``value`` if it has the type that ``hint`` asks for; lists become tuples and ints floats where it asks for them.
+
+    NaN is no float here: no field means anything by it, and it passes every comparison's negation.
 
     Raises:
         ConfigError: otherwise.
     """
     found = _conform(value, hint)
-    if found is _WRONG:
-        raise ConfigError(where, value, f"expected {_describe(hint)}, got {type(value).__name__}")
-    return found
+    if found is not _WRONG:
+        return found
+    if _holds_nan(value):
+        raise ConfigError(where, value, "expected a number")
+    alone = not isinstance(value, list | tuple) and _conform([value], hint) is not _WRONG
+    right = f"a list such as [{value}]" if alone else _describe(hint)
+    raise ConfigError(where, value, f"expected {right}, got {type(value).__name__}")
 
 
 _WRONG = object()
+
+
+def _holds_nan(value: Any) -> bool:
+    if isinstance(value, Mapping | list | tuple):
+        return any(_holds_nan(v) for v in (value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _conform(value: Any, hint: Any) -> Any:
@@ -154,7 +176,8 @@ def _conform(value: Any, hint: Any) -> Any:
     if origin is typing.Annotated:
         return _conform(value, args[0])
     if hint is float:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else _WRONG
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not _holds_nan(value)
+        return float(value) if number else _WRONG
     if hint in (int, str, bool):
         return value if type(value) is hint else _WRONG
     if origin in (tuple, list) or (isinstance(origin, type) and issubclass(origin, Sequence)):
@@ -203,6 +226,14 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(str(a) for a in args)
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if a is type(None) else _describe(a) for a in args)
+    if origin is Callable:
+        return "a function"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a mapping to {_describe(args[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        several = [_describe(a) for a in args if a is not Ellipsis]
+        fixed = origin is tuple and Ellipsis not in args
+        return f"a list of {len(args)} ({', '.join(several)})" if fixed else f"a list of {several[0]}"
     if isinstance(hint, type) and not args:
         return hint.__name__
     return str(hint).replace("typing.", "")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -25,7 +26,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``privbench``; exits with 0, 1 (a run failed) or 2 (bad input)."""
+    """Entry point of ``privbench``; exits with 0, 1 (a run failed), 2 (bad input) or 130 (Ctrl-C)."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="privbench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -42,7 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command is None:
         parser.print_help()
         raise SystemExit(BAD_INPUT)
-    raise SystemExit({"run": run, "report": report, "partition": partition}[options.command](options.rest))
+    try:
+        status = {"run": run, "report": report, "partition": partition}[options.command](options.rest)
+    except KeyboardInterrupt:
+        print("privbench: interrupted; the same command resumes", file=sys.stderr)
+        status = INTERRUPTED
+    raise SystemExit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -96,12 +102,12 @@ def partition(arguments: list[str]) -> int:
     from privbench.benchmarks.tasks.picture import draw
 
     try:
-        prepared = sweep.compose(options.overrides, options.config_dir)
+        experiment, clients = sweep.divided(options.overrides, options.config_dir)
+        stem = Path(experiment.results_dir) / f"partition_{experiment.task.spec.name}-s{experiment.seed}"
+        written = draw(experiment.task, clients, experiment.seed, stem)
     except ConfigError as error:
         return _refuse(error)
-    experiment = prepared.experiment
-    stem = Path(experiment.results_dir) / f"partition_{experiment.task.spec.name}-s{experiment.seed}"
-    for path in draw(experiment.task, prepared.federation.clients, experiment.seed, stem):
+    for path in written:
         print(path)
     return 0
 

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from privbench.attacks.poisoning import Poisoner
-from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, require, settings
-from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, conform, require, resolve, settings
+from privbench.benchmarks.federation.federation import Federation, number_of_clients
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.tasks.classification import Classification
-from privbench.benchmarks.tasks.models.architecture import Architecture, make
+from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
+from privbench.benchmarks.tasks.models.dense import LogisticRegression
 from privbench.defenses import Defense
 
 GROUPS = ("task", "model", "federation", "defense", "leakage", "poisoning")
@@ -91,9 +92,38 @@ def compose(config: dict[str, Any]) -> Experiment:
     Raises:
         ConfigError: for a field that one of them refuses.
     """
-    trusted = tuple(config.get("trusted_targets") or ())
+    trusted = conform(config.get("trusted_targets") or (), tuple[str, ...], "trusted_targets")
     # A group whose option is ``none`` is an empty mapping.
-    return build({"_target_": TARGET, **{k: None if k in GROUPS and not v else v for k, v in config.items()}}, trusted)
+    fields = {k: None if k in GROUPS and not v else v for k, v in config.items()}
+    return build({"_target_": TARGET, **fields, "model": _architecture(fields.get("model"), trusted)}, trusted)
+
+
+def _architecture(model: Any, trusted: tuple[str, ...]) -> Any:
+    """``model`` itself if it names an architecture; else its target is a module's factory, called under the seed."""
+    if not isinstance(model, dict) or "_target_" not in model:
+        return model
+    target = resolve(model["_target_"], trusted, "model")
+    module = isinstance(target, type) and issubclass(target, nn.Module)
+    if hasattr(target, "build") and not module:
+        return model
+    return Custom(build({**model, "_partial_": True}, trusted, "model"))
+
+
+def divided(config: dict[str, Any]) -> tuple[Experiment, int]:
+    """An experiment as far as a partition of its task needs it, and its number of clients.
+
+    Model, defense and attacks are left out: a table's partition can be drawn although the default model takes images.
+
+    Raises:
+        ConfigError: for a field of the others that is refused.
+    """
+    plain = {"_target_": f"{LogisticRegression.__module__}.{LogisticRegression.__name__}"}
+    none = {"_target_": f"{Defense.__module__}.{Defense.__name__}"}
+    experiment = compose({**config, "model": plain, "defense": none, "leakage": None, "poisoning": None})
+    check_writable(Path(experiment.results_dir))
+    clients = number_of_clients(experiment.federation, experiment.task)
+    experiment.task.check(clients)
+    return experiment, clients
 
 
 def prepare(config: dict[str, Any]) -> Prepared:
@@ -108,7 +138,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
     experiment = compose(config)
     device = _device(experiment.device)
     check_writable(Path(experiment.results_dir))
-    model = make(experiment.model, experiment.task.spec, experiment.seed)
+    model = _model(experiment)
     leakage = experiment.leakage
     federation = Federation(
         settings=experiment.federation,
@@ -128,9 +158,17 @@ def prepare(config: dict[str, Any]) -> Prepared:
     return Prepared(experiment, federation, model, kept, config, Path(experiment.results_dir) / "runs" / name)
 
 
-def _victims(experiment: Experiment) -> frozenset[int]:
-    from privbench.benchmarks.federation.federation import number_of_clients
+def _model(experiment: Experiment) -> nn.Module:
+    try:
+        return make(experiment.model, experiment.task.spec, experiment.seed)
+    except ConfigError:
+        raise
+    except Exception as error:  # no memory for it, or whatever a module of the user's raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError("model", type(experiment.model).__name__, f"a model that can be built ({reason})") from None
 
+
+def _victims(experiment: Experiment) -> frozenset[int]:
     assert experiment.leakage is not None
     try:
         return frozenset(experiment.leakage.clients(number_of_clients(experiment.federation, experiment.task)))

@@ -47,7 +47,9 @@ def job(config: DictConfig) -> str:
 
 
 def _label(choices: dict[Any, Any], seed: int) -> str:
-    return " ".join([f"{choices['task']} {choices['defense']} poisoning={choices['poisoning']}", f"seed={seed}"])
+    # ``~poisoning`` leaves no choice.
+    task, defense, poisoning = (choices.get(group, "none") for group in ("task", "defense", "poisoning"))
+    return f"{task} {defense} poisoning={poisoning} seed={seed}"
 
 
 def _parallel_jobs(launcher: Any) -> int:

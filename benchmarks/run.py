@@ -76,8 +76,8 @@ def _note(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        commit = (manifest.get("revision") or {}).get("commit")
-        other = commit[:12] if commit else "an installed package"
+        found = manifest.get("revision") or {}
+        other = (found.get("commit") or found.get("version") or "unknown")[:12]
         return f"made by another revision ({other}); rerun=stale repeats it"
     return None
 

@@ -16,16 +16,18 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from privbench.benchmarks.build import ConfigError
 
 if TYPE_CHECKING:
-    from privbench.benchmarks.experiment import Prepared
+    from privbench.benchmarks.experiment import Experiment, Prepared
 
 CONFIG = "config"
 
@@ -72,16 +74,16 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
     """
     with _hydra(config_dir) as hydra:
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
-        first = hydra.compose_config(CONFIG, overrides, run_mode=mode, with_log_configuration=False)
+        first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
         arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
-        jobs = [_check(hydra, job, many) for job in sweeps]
+        jobs = [_check(hydra, job, first if many else None) for job in sweeps]
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
         return Jobs(many, str(name), Path(first.results_dir), jobs, arguments)
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
-    """One run, checked, outside a sweep.
+    """One run from Python, checked: ``run(compose(["task=digits", "model=mlp"]), ...)``.
 
     Raises:
         ConfigError: if it is bad.
@@ -89,7 +91,19 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
     from privbench.benchmarks.experiment import prepare
 
     with _hydra(config_dir) as hydra:
-        return prepare(plain(hydra.compose_config(CONFIG, overrides, RunMode.RUN, with_log_configuration=False)))
+        return prepare(plain(_compose(hydra, overrides, RunMode.RUN)))
+
+
+def divided(overrides: list[str], config_dir: str | None = None) -> tuple["Experiment", int]:
+    """What a partition needs of a command line; see :func:`privbench.benchmarks.experiment.divided`.
+
+    Raises:
+        ConfigError: if it is bad.
+    """
+    from privbench.benchmarks import experiment
+
+    with _hydra(config_dir) as hydra:
+        return experiment.divided(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
 @contextmanager
@@ -107,6 +121,32 @@ def _hydra(config_dir: str | None) -> Iterator[Hydra]:
         raise _translate(error) from None
     finally:
         GlobalHydra.instance().clear()
+
+
+def _compose(hydra: Hydra, overrides: list[str], mode: RunMode) -> DictConfig:
+    """Hydra's composition, in which each of the suite's groups has one option.
+
+    Hydra takes a list of options for a group and merges them, and reports a value that is no name as a traceback.
+    """
+    from privbench.benchmarks.experiment import GROUPS
+
+    repository = hydra.config_loader.repository  # type: ignore[attr-defined]
+    for o in OverridesParser.create().parse_overrides(overrides):
+        if o.is_delete() or o.is_sweep_override() or not repository.group_exists(o.key_or_group):
+            continue
+        several = isinstance(o.value(), list) and o.key_or_group.split("/")[0] not in GROUPS
+        if not several and not isinstance(o.value(), str | QuotedString | dict):
+            options = hydra.config_loader.get_group_options(o.key_or_group)
+            raise ConfigError(o.key_or_group, o.get_value_element_as_str(), f"one of {', '.join(options)}")
+    try:
+        config = hydra.compose_config(CONFIG, overrides, run_mode=mode, with_log_configuration=False)
+    except (ValueError, YAMLError) as error:
+        raise ConfigError("configuration", type(error).__name__, " ".join(str(error).split())) from None
+    for group in GROUPS:
+        chosen = config.hydra.runtime.choices.get(group)
+        if config.get(group) and not isinstance(chosen, str):
+            raise ConfigError(group, chosen, f"one option of the group, such as {group}=mine in a folder of yours")
+    return config
 
 
 def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -129,15 +169,19 @@ def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[
     return ["hydra.sweeper.params=null", *swept], [job for batch in batches for job in batch]
 
 
-def _check(hydra: Hydra, overrides: list[str], many: bool) -> Job:
+def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
+    """One job, of ``sweep`` if it is in one: its results lie where the sweep's index looks for them."""
     from privbench.benchmarks.experiment import prepare
 
     try:
-        config = hydra.compose_config(CONFIG, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        config = _compose(hydra, overrides, RunMode.RUN)
+        for key in ("results_dir", "name") if sweep is not None else ():
+            if sweep is not None and config.get(key) != sweep.get(key):
+                raise ConfigError(key, config.get(key), f"{key} can't be swept: one value for all jobs")
         prepared = prepare(plain(config))
     except (HydraException, OmegaConfBaseException, ConfigError) as error:
         translated = error if isinstance(error, ConfigError) else _translate(error)
-        if not many:
+        if sweep is None:
             raise translated from None
         raise ConfigError(
             translated.field, translated.value, f"{translated.expected} [job: {' '.join(overrides)}]"

@@ -120,6 +120,43 @@ def test_a_wrong_type_is_refused_by_name(fields):
     assert error.expected.startswith("expected ")
 
 
+@pytest.mark.parametrize(
+    "fields", [{"rate": float("nan")}, {"pair": [1, float("nan")]}, {"either": float("nan")}, {"shape": float("nan")}]
+)
+def test_nan_is_no_number(fields):
+    error = refused(lambda: make("Leaf", **fields))
+    assert (error.field, error.expected) == (next(iter(fields)), "expected a number")
+
+
+@pytest.mark.parametrize(
+    ("hint", "value", "said"),
+    [
+        (tuple[int, ...], "x", "expected a list of int, got str"),
+        (tuple[int, ...], 3, "expected a list such as [3], got int"),
+        (tuple[int, float], [1], "expected a list of 2 (int, float), got list"),
+        (list[str] | None, 3, "expected a list of str or null, got int"),
+        (Sequence[Literal["a", "b"]], "c", "expected a list of one of a, b, got str"),
+        (Mapping[str, float], 3, "expected a mapping to float, got int"),
+        (Callable[..., Any], 3, "expected a function, got int"),
+    ],
+)
+def test_types_are_said_in_words(hint, value, said):
+    assert refused(lambda: conform(value, hint, "x")).expected == said
+
+
+def test_hints_that_cannot_be_read_are_not_checked_and_no_signature_is_bad_input():
+    class Net:
+        def __init__(self, thing: "Nowhere" = None) -> None:  # type: ignore[name-defined]  # noqa: F821
+            self.thing = thing
+
+    import sys
+
+    sys.modules[HERE].Net = Net  # type: ignore[attr-defined]
+    assert make("Net", thing=3).thing == 3
+    error = refused(lambda: build({"a": {"_target_": "collections.OrderedDict"}}, trusted=["collections"]))
+    assert error.field == "a._target_"
+
+
 def test_what_would_be_right_is_said():
     assert "one of a, b, 3" in str(refused(lambda: make("Leaf", kind="z")))
     assert str(refused(lambda: make("Leaf", either="z"))) == "either=z: expected float or one of auto, got str"

@@ -1,13 +1,17 @@
 """The console script: bad input is one line with exit status 2 before any training; what ran is kept."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from privbench.benchmarks import cli
+from privbench.benchmarks.tasks import picture
 
 SCRIPT = Path(sys.executable).with_name("privbench")
 SMALL = ["task=digits", "model=mlp", "federation.clients=4", "federation.rounds=2", "federation.workers=1"]
@@ -46,6 +50,27 @@ BAD = [
     (["--config-dir", "/nowhere/at/all"], "--config-dir=/nowhere/at/all"),
     (["-m", "seed=0,1", "federation.rounds=2,0"], "federation.rounds=0: at least 1 [job:"),
     (["seed"], "override=seed: write it as key=value"),
+    (["task/partition=dirichlet", "task.partition.alpha=inf"], "task.partition.alpha=inf: more than 0, and finite"),
+    (["task/partition=quantity", "task.partition.alpha=inf"], "task.partition.alpha=inf: more than 0 and finite"),
+    (["task/partition=dirichlet", "task.partition.alpha=nan"], "task.partition.alpha=nan: expected a number"),
+    (["task/partition=pathological", "task.partition.classes_per_client=11"], "task.partition.classes_per_client=11"),
+    (["task.trigger.colour=nan"], "task.trigger.colour=nan: expected a number"),
+    (["task.trigger.colour=[inf]"], "task.trigger.colour=(inf,): finite values"),
+    (["leakage=dlg", "leakage.attack.total_variation=inf"], "leakage.attack.total_variation=inf"),
+    (["leakage=dlg", "leakage.attack.learning_rate=inf"], "leakage.attack.learning_rate=inf"),
+    (["defense=[none,median]"], "defense=[none,median]: one of dp_central,"),
+    (["-m", "defense=none,[none,median]"], "defense=[none,median]: one of dp_central,"),
+    (["task/partition=[iid,natural]"], "task/partition=[iid,natural]: one of"),
+    (["~defense", "+defense._target_=privbench.defenses.Defense"], "defense=None: one option of the group"),
+    (["task=null"], "task=null: one of cifar10,"),
+    (["defense=null"], "defense=null: one of dp_central,"),
+    (["model=null"], "model=null: one of convnet,"),
+    (["federation/server=3"], "federation/server=3: one of adam,"),
+    (["model.hidden=[10000000000]"], "model=MLP: a model that can be built"),
+    (["model.hidden=16"], "model.hidden=16: expected a list such as [16], got int"),
+    (["trusted_targets=torch"], "trusted_targets=torch: expected a list such as [torch], got str"),
+    (["-m", "results_dir=ra,rb"], "results_dir=ra: results_dir can't be swept"),
+    (["-m", "name=a,b"], "name=a: name can't be swept"),
 ]
 
 
@@ -136,6 +161,28 @@ def test_a_user_adds_configuration_with_config_dir(tmp_path):
     assert manifest["config"]["defense"]["aggregation"]["clip"] == 0.05
 
 
+def test_a_group_without_a_choice_runs(tmp_path):
+    done = privbench("run", *SMALL, "~poisoning", f"results_dir={tmp_path}/r", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "digits none poisoning=none seed=0" in done.stderr
+
+
+def test_control_c_is_one_line_and_the_same_command_resumes(tmp_path):
+    command = [SCRIPT, "run", *SMALL, "federation.rounds=1000000", "results_dir=r"]
+    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    metrics = ()
+    deadline = time.monotonic() + 120
+    while not metrics and time.monotonic() < deadline:
+        time.sleep(0.1)
+        metrics = [p for p in tmp_path.glob("r/runs/*/metrics.jsonl") if p.stat().st_size]
+    started.send_signal(signal.SIGINT)
+    error = started.communicate(timeout=60)[1]
+    assert metrics
+    assert started.returncode == 130
+    assert error.strip().splitlines()[-1] == "privbench: interrupted; the same command resumes"
+    assert "Traceback" not in error
+
+
 def test_run_help_lists_groups_and_choices(tmp_path):
     done = privbench("run", "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -148,3 +195,34 @@ def test_partition_is_drawn_on_request(tmp_path):
     done = privbench("partition", "task=digits", "task/partition=dirichlet", f"results_dir={tmp_path}", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert {Path(line).suffix for line in done.stdout.split()} == {".png", ".pdf"}
+
+
+@pytest.mark.parametrize(("name", "clients"), [("uci_heart", 4), ("mitbih", 22)])
+def test_a_partition_needs_no_model_that_fits(name, clients, tmp_path, monkeypatch, capsys):
+    if not (Path(os.environ.get("PRIVBENCH_DATA", "")) / name).is_dir():
+        pytest.skip(f"needs {name} in PRIVBENCH_DATA")
+    drawn = []
+    monkeypatch.setattr(picture, "draw", lambda task, clients, seed, stem: drawn.append((clients, seed)) or [stem])
+    # A client-level delta that no such federation could have, and a model of images.
+    plan = ["defense=dp_central", "defense.privacy.delta=0.5"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["partition", f"task={name}", *plan, "seed=3", f"results_dir={tmp_path}"])
+    assert stop.value.code == 0, capsys.readouterr().err
+    assert drawn == [(clients, 3)]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task/partition=natural", "task.partition._target_=Natural"),
+        ("federation.clients=0", "federation.clients=0: at least 1"),
+        ("results_dir=/dev/null/x", "results_dir=/dev/null/x"),
+    ],
+)
+def test_a_partition_that_cannot_be_is_one_line(override, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["partition", "task=digits", f"results_dir={tmp_path}", override])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1

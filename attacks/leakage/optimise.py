@@ -1,5 +1,6 @@
 """The engine of optimisation-based attacks: records whose gradient is the observed one."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,6 +188,6 @@ def check_settings(iterations: int, restarts: int, learning_rate: float, total_v
     """Raise ConfigError for settings that no descent can use."""
     require(iterations >= 1, "iterations", iterations, "at least 1")
     require(restarts >= 1, "restarts", restarts, "at least 1")
-    require(learning_rate > 0, "learning_rate", learning_rate, "a positive rate")
-    sound = total_variation == "auto" or (isinstance(total_variation, float | int) and total_variation >= 0)
-    require(sound, "total_variation", total_variation, "auto, or a weight of 0 or more")
+    require(0 < learning_rate < math.inf, "learning_rate", learning_rate, "a positive, finite rate")
+    sound = total_variation == "auto" or (isinstance(total_variation, float | int) and 0 <= total_variation < math.inf)
+    require(sound, "total_variation", total_variation, "auto, or a finite weight of 0 or more")

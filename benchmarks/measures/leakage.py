@@ -3,12 +3,10 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction
@@ -225,19 +223,3 @@ def _missing(public: Public, context: Metric, status: str, reason: str) -> list[
 
 def _rows(context: Metric, values: Mapping[str, float]) -> list[Metric]:
     return [{"metric": name, **context, "value": value} for name, value in values.items()]
-
-
-def write_png(path: Path, arrays: Arrays, columns: int = 8, scale: int = 4) -> None:
-    """Draw originals above reconstructions, ``columns`` pairs a row, each pixel ``scale`` pixels wide.
-
-    Args:
-        path: where to write; its folder exists.
-        arrays: of :meth:`Leakage.measure` for images with 1 or 3 channels.
-    """
-    pairs = np.concatenate([arrays["originals"], arrays["reconstructions"]], axis=2)
-    blank = np.ones((-len(pairs) % min(columns, len(pairs)), *pairs.shape[1:]), pairs.dtype)
-    cells = np.pad(np.concatenate([pairs, blank]), ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=1.0)
-    width = min(columns, len(pairs))
-    rows = [np.concatenate(list(cells[k : k + width]), axis=2) for k in range(0, len(cells), width)]
-    sheet = (np.concatenate(rows, axis=1) * 255).round().astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
-    Image.fromarray(sheet[0] if len(sheet) == 1 else sheet.transpose(1, 2, 0)).save(path)

@@ -13,7 +13,9 @@ from scipy import stats
 from privbench.benchmarks.results.runs import Run, State, Statement
 
 BASELINES = ("grey", "mean_colour", "mosaic", "other_image")
-"""Guesses that need no attack; ``psnr_db_grey`` is the PSNR of the first of them."""
+"""Guesses of an image that need no attack; ``psnr_db_grey`` is the PSNR of the first of them."""
+GUESSES = {"psnr_db": BASELINES, "ssim": BASELINES, "mse": ("mean",)}
+"""The trivial guesses by metric; of inputs that are no images it is the training mean."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class Arm:
     def adversaries(self) -> list[str]:
         return sorted({a for r in self.runs for a in r.adversaries})
 
+    def measures(self, adversary: str) -> tuple[str, ...]:
+        """What tells how much leaked to ``adversary``: PSNR and SSIM of images, MSE of other inputs (lower leaks more).
+
+        The MSE of images is recorded too, in other units, and is not meant.
+        """
+        every = {m.name for r in self.runs for m in r.metrics if m.adversary == adversary}
+        return ("psnr_db", "ssim") if {"psnr_db", "ssim"} & every else ("mse",) if "mse" in every else ()
+
     def final(self, metric: str) -> Estimate:
         """The metric in the last round that has it."""
         values = [(r.final(metric), bool(r.rows(metric))) for r in self.runs]
@@ -110,8 +120,8 @@ class Arm:
         return estimate(named)
 
     def best_baseline(self, metric: str, adversary: str) -> tuple[str, Estimate] | None:
-        """The trivial guess with the highest ``metric``: an attack below it has learnt nothing."""
-        found = {b: self.leakage(f"{metric}_{b}", adversary) for b in BASELINES}
+        """The trivial guess with the best ``metric``: an attack that is no better has learnt nothing."""
+        found = {b: self.leakage(f"{metric}_{b}", adversary) for b in GUESSES[metric]}
         means = {b: e.mean for b, e in found.items() if e.mean is not None}
         return max(((b, found[b]) for b in means), key=lambda b: means[b[0]], default=None)
 

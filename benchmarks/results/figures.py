@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from privbench.benchmarks.results.arms import BASELINES, Arm
+from privbench.benchmarks.results.arms import GUESSES, Arm, estimate
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.reconstructions import reconstructions
 from privbench.benchmarks.results.style import (
@@ -163,40 +163,47 @@ def _panel(axes: Axes, arms: list[Arm], panel: tuple[str, str]) -> None:
 
 
 def leakage(results: Results) -> Figure | None:
-    """PSNR of reconstructions by arm, one panel an adversary, with the trivial guesses beside each bar."""
+    """Reconstructions by arm, one panel an adversary, with the trivial guesses beside each bar.
+
+    Bars are PSNR for images, and the mean squared error for other inputs, where a shorter bar leaks more.
+    """
     arms = comparable(results.arms())
-    adversaries = sorted({x for a in arms for x in a.adversaries})
-    if not adversaries:
+    seen = {x: {m for a in arms for m in a.measures(x)} for x in sorted({x for a in arms for x in a.adversaries})}
+    shown = [(x, m) for x, found in seen.items() for m in ("psnr_db", "mse") if m in found]
+    if not shown:
         return None
     with style():
         names = [wrap(a.label, 24) for a in arms]
         pitch = 0.12 * (1 + max(n.count("\n") + 1 for n in names))
-        figure = new(COLUMN, 0.55 + len(adversaries) * (0.3 + pitch * len(arms)))
-        panels = figure.subplots(len(adversaries), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, adversary in zip(panels, adversaries, strict=True):
-            _bars(axes, arms, adversary)
+        alike = len({m for _, m in shown}) == 1
+        figure = new(COLUMN, 0.55 + len(shown) * (0.3 + pitch * len(arms)) + (0 if alike else 0.2 * len(shown)))
+        panels = figure.subplots(len(shown), 1, squeeze=False, sharex=alike)[:, 0]
+        for axes, (adversary, metric) in zip(panels, shown, strict=True):
+            _bars(axes, arms, adversary, metric)
             axes.set_yticks(range(len(arms)), names)
-        panels[-1].set_xlabel("PSNR of reconstructions (dB)")
+            if axes is panels[-1] or not alike:
+                axes.set_xlabel(AXES[metric])
         figure.suptitle(f"{_poisoner(arms)}{seeds(arms)}", fontsize=7)
         _legend(figure, max(panels, key=lambda p: len(p.get_legend_handles_labels()[1])))
     return figure
 
 
-BASELINE_MARKERS = dict(zip(BASELINES, ("|", "x", "+", "d"), strict=True))
+AXES = {"psnr_db": "PSNR of reconstructions (dB)", "mse": "MSE of reconstructions (lower leaks more)"}
+GUESS_MARKERS = ("|", "x", "+", "d")
 
 
-def _bars(axes: Axes, arms: list[Arm], adversary: str) -> None:
+def _bars(axes: Axes, arms: list[Arm], adversary: str, metric: str) -> None:
     drawn: set[str] = set()
     for row, (arm, look) in enumerate(zip(arms, looks(arms).values(), strict=True)):
-        found = arm.leakage("psnr_db", adversary)
+        found = arm.leakage(metric, adversary) if metric in arm.measures(adversary) else estimate([])
         if found.mean is None or not isfinite(found.mean):
             text = {"—": "not attacked", "n/a": "n/a: nothing to attack"}.get(number(found, 1), number(found, 1))
             said = axes.annotate(text, (0, row), (3, 0), textcoords="offset points", va="center", fontsize=7)
             said.set_in_layout(False)
             continue
         axes.barh(row, found.mean, 0.66, color=look["color"], alpha=0.75, xerr=found.half_width, capsize=2)
-        for name, marker in BASELINE_MARKERS.items():
-            guess = arm.leakage(f"psnr_db_{name}", adversary).mean
+        for name, marker in zip(GUESSES[metric], GUESS_MARKERS, strict=False):
+            guess = arm.leakage(f"{metric}_{name}", adversary).mean
             if guess is not None:
                 label = None if name in drawn else f"guess: {words(name)}"
                 axes.plot(guess, row, marker, color="black", markersize=4.5, markerfacecolor="none", label=label)

@@ -73,8 +73,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise MalformedError(path, 1, f"{key!r} is a {type(manifest[key]).__name__}")
     if manifest["status"] not in STATUSES:
         raise MalformedError(path, 1, f"status {manifest['status']!r}: expected one of {', '.join(STATUSES)}")
-    if manifest["revision"] is not None and "commit" not in manifest["revision"]:
-        raise MalformedError(path, 1, "'revision' has no 'commit'")
+    revision = manifest["revision"]
+    if revision is not None and not isinstance(revision.get("commit") or revision.get("version"), str):
+        raise MalformedError(path, 1, "'revision' has neither 'commit' nor 'version'")
     return manifest
 
 

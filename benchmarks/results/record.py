@@ -2,6 +2,7 @@
 
 import datetime
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -141,22 +142,36 @@ def _now() -> str:
 
 @lru_cache(maxsize=1)
 def revision() -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that this code runs from; ``None`` for an installed wheel."""
+    """What code this is, so that runs of different code are not mixed.
+
+    Returns:
+        ``commit``, ``dirty`` and, if dirty, ``diff`` (digest of the uncommitted changes) of the checkout; of an
+        installed wheel ``commit`` None and ``version``; ``None`` if it is neither.
+    """
     here = Path(__file__).resolve()
 
-    def git(*arguments: str) -> str | None:
+    def git(*arguments: str) -> bytes | None:
         try:
             command = ["git", "-C", str(here.parent), *arguments]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            done = subprocess.run(command, capture_output=True, timeout=20)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout if done.returncode == 0 else None
 
     # A virtual environment inside somebody's repository must not take that repository's commit for ours.
-    if git("ls-files", "--error-unmatch", here.name) is None:
-        return None
-    commit, status = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return None if commit is None else {"commit": commit, "dirty": bool(status)}
+    tracked = git("ls-files", "--error-unmatch", here.name) is not None
+    commit = git("rev-parse", "HEAD") if tracked else None
+    if commit is None:
+        try:
+            return {"commit": None, "version": importlib.metadata.version("privbench"), "dirty": False}
+        except importlib.metadata.PackageNotFoundError:
+            return None
+    # Without the user's own settings of diff, so that equal changes have equal digests.
+    changes = git("diff", "HEAD", "--binary", "--no-ext-diff", "--no-textconv", "--no-color")
+    found: dict[str, Any] = {"commit": commit.decode().strip(), "dirty": changes != b""}
+    if found["dirty"]:
+        found["diff"] = hashlib.sha256(changes or b"").hexdigest()[:12]
+    return found
 
 
 def environment() -> tuple[dict[str, str], dict[str, Any]]:

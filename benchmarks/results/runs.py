@@ -113,11 +113,17 @@ class Run:
 
     @property
     def revision(self) -> str:
-        """The first 10 digits of the commit, ``+`` after it for uncommitted changes; ``unknown`` outside git."""
+        """The first 10 digits of the commit, ``+`` and 6 of the digest after it for uncommitted changes.
+
+        The version for an installed package; ``unknown`` for neither.
+        """
         revision = self.manifest["revision"]
         if revision is None:
             return "unknown"
-        return str(revision["commit"])[:10] + ("+" if revision.get("dirty") else "")
+        if revision.get("commit") is None:
+            return str(revision["version"])
+        changed = f"+{str(revision.get('diff') or '')[:6]}" if revision.get("dirty") else ""
+        return str(revision["commit"])[:10] + changed
 
     @property
     def arm_key(self) -> str:
@@ -146,7 +152,7 @@ class Run:
     @property
     def adversaries(self) -> list[str]:
         """Whose views were attacked for leakage."""
-        return sorted({m.adversary for m in self.metrics if m.name in ("psnr_db", "ssim") and m.adversary})
+        return sorted({m.adversary for m in self.metrics if m.name in ("psnr_db", "ssim", "mse") and m.adversary})
 
     def rows(self, metric: str, adversary: str | None = None) -> list[Metric]:
         """Lines of one metric and one adversary (``None``: lines without an adversary).

@@ -160,9 +160,12 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column
         columns.append(("ASR\n(%)", lambda a: percent(a.final("asr")) if a.poisoned else "—"))
         columns.append(("floor\n(%)", lambda a: percent(floors[a.key])))
     for adversary in sorted({x for a in arms for x in a.adversaries}):
-        who = f"{adversary.replace('_', ' ')}\n(best trivial)"
-        columns.append((f"PSNR (dB)\n{who}", _leakage("psnr_db", adversary, 1)))
-        columns.append((f"SSIM\n{who}", _leakage("ssim", adversary, 2)))
+        who, found = adversary.replace("_", " "), _measures(arms, adversary)
+        if "psnr_db" in found:
+            columns.append((f"PSNR (dB)\n{who}\n(best trivial)", _leakage("psnr_db", adversary, 1)))
+            columns.append((f"SSIM\n{who}\n(best trivial)", _leakage("ssim", adversary, 2)))
+        if "mse" in found:
+            columns.append((f"MSE\n{who}\n(trivial)", _leakage("mse", adversary, 3)))
     columns.append(("privacy", lambda a: guarantee(a.guarantees().values())))
     columns.append(("s/round\n(total)", _seconds))
     return columns
@@ -191,6 +194,8 @@ def percent(found: Estimate | None) -> str:
 
 def _leakage(metric: str, adversary: str, digits: int) -> Callable[[Arm], str]:
     def cell(arm: Arm) -> str:
+        if metric not in arm.measures(adversary):
+            return "—"
         shown = number(arm.leakage(metric, adversary), digits)
         best = arm.best_baseline(metric, adversary)
         return (
@@ -198,6 +203,11 @@ def _leakage(metric: str, adversary: str, digits: int) -> Callable[[Arm], str]:
         )
 
     return cell
+
+
+def _measures(arms: list[Arm], adversary: str) -> list[str]:
+    """What some arm measures leakage to ``adversary`` by; images and other inputs may stand in one table."""
+    return [m for m in ("psnr_db", "ssim", "mse") if any(m in a.measures(adversary) for a in arms)]
 
 
 def guarantee(statements: Iterable[Statement]) -> str:
@@ -234,8 +244,10 @@ def _record(arm: Arm, arms: list[Arm], floored: Estimate | None) -> dict[str, ob
         record |= _numbers(metric, arm.final(metric))
     record |= _numbers("false_trigger_floor", floored)
     for adversary in sorted({x for a in arms for x in a.adversaries}):
-        for metric in ("psnr_db", "ssim"):
-            found, best = arm.leakage(metric, adversary), arm.best_baseline(metric, adversary)
+        for metric in _measures(arms, adversary):
+            measured = metric in arm.measures(adversary)
+            found = arm.leakage(metric, adversary) if measured else estimate([])
+            best = arm.best_baseline(metric, adversary) if measured else None
             record |= {**_numbers(f"{metric}[{adversary}]", found), f"{metric}[{adversary}]_state": found.state}
             record |= _numbers(f"{metric}_baseline[{adversary}]", best[1] if best else None)
             record[f"{metric}_baseline[{adversary}]_name"] = best[0] if best else None
@@ -270,13 +282,15 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
     if any(not a.guarantees() for a in arms):
         notes.append("privacy ∞: no guarantee.")
     for arm in arms:
-        reasons = {arm.reason("psnr_db", x) for x in arm.adversaries} - {None}
+        reasons = {arm.reason(m, x) for x in arm.adversaries for m in arm.measures(x)[:1]} - {None}
         notes += [f"{arm.label}, leakage: {r}." for r in sorted(str(r).rstrip(".") for r in reasons)]
+    if any("mse" in a.measures(x) for a in arms for x in a.adversaries):
+        notes.append("MSE: in squared standard deviations; the lower, the more leaks. (trivial): guessing the mean.")
     if any("software TEE" in a.more for a in arms):
         notes.append("software TEE: the attestation is emulated, and nothing is assured by hardware.")
     revisions = sorted({r.revision for a in arms for r in a.runs})
     if len(revisions) > 1:
         notes.append(f"MIXED REVISIONS: {', '.join(revisions)}.")
-    if any(v.endswith("+") for v in revisions):
+    if any((r.manifest["revision"] or {}).get("dirty") for a in arms for r in a.runs):
         notes.append("revision with +: the code had uncommitted changes.")
     return notes

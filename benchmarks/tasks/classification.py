@@ -62,10 +62,10 @@ class Classification:
         return len(self.data.train.group.unique())
 
     def check(self, clients: int) -> None:
-        """Find out before any training.
+        """Find out before any training; :meth:`split` finds out about the partition.
 
         Raises:
-            ConfigError: if the data set can't be divided among ``clients``, or can't carry the trigger.
+            ConfigError: if the data set hasn't records for ``clients``, or can't carry the trigger.
         """
         natural, spec = self.natural_clients, self.spec
         if natural is not None and natural != clients:
@@ -76,7 +76,6 @@ class Classification:
             )
         records = len(self.data.train)
         require(1 <= clients <= records, "federation.clients", clients, f"from 1 to {records}, the training records")
-        self.split(clients, seed=0)
         if self.trigger is not None:
             self.trigger.check(spec)
 

@@ -3,6 +3,7 @@
 A partition covers each record exactly once, depends on its generator alone, and leaves no client empty.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -56,7 +57,7 @@ class Dirichlet:
     min_records: int = 1
 
     def __post_init__(self) -> None:
-        require(self.alpha > 0, "alpha", self.alpha, "more than 0")
+        require(0 < self.alpha < math.inf, "alpha", self.alpha, "more than 0, and finite")
         require(self.min_records >= 1, "min_records", self.min_records, "at least 1")
 
     def split(self, labels: Tensor, groups: Tensor | None, clients: int, generator: Generator) -> list[Tensor]:
@@ -139,7 +140,8 @@ class Quantity:
 
     def __post_init__(self) -> None:
         require(all(s >= 1 for s in self.sizes), "sizes", self.sizes, "at least 1 each")
-        require(self.alpha is None or self.alpha > 0, "alpha", self.alpha, "more than 0, or null")
+        sound = self.alpha is None or 0 < self.alpha < math.inf
+        require(sound, "alpha", self.alpha, "more than 0 and finite, or null")
         require(self.alpha is None or not self.sizes, "alpha", self.alpha, "null where sizes are given")
         require(self.min_records >= 1, "min_records", self.min_records, "at least 1")
 

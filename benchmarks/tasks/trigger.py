@@ -1,7 +1,7 @@
 """The backdoor trigger: a patch of raw pixels (Gu et al. 2017, BadNets), or a spike on a signal."""
 
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Literal
 
 import torch
@@ -32,6 +32,7 @@ class Patch:
     def __post_init__(self) -> None:
         require(self.size > 0, "size", self.size, "at least 1")
         require(self.target >= 0, "target", self.target, "the number of a class")
+        require(all(map(isfinite, self._colours)), "colour", self.colour, "finite values")
         if isinstance(self.place, tuple):
             require(min(self.place) >= 0, "place", self.place, "a row and a column from 0")
 
@@ -45,7 +46,7 @@ class Patch:
         rows, columns = self._window(spec)
         inside = rows.stop <= _height(spec) and columns.stop <= spec.shape[-1]
         require(inside, "task.trigger.place", self.place, f"a patch inside the input of shape {spec.shape}")
-        colours = self.colour if isinstance(self.colour, tuple) else (self.colour,)
+        colours = self._colours
         allowed = sorted({1, spec.shape[0]})
         require(len(colours) in allowed, "task.trigger.colour", self.colour, f"{' or '.join(map(str, allowed))} values")
         if spec.domain == "image":
@@ -79,6 +80,10 @@ class Patch:
     def share(self, spec: Spec) -> float:
         """Share of the input that the patch covers, in (0, 1]."""
         return self.size / spec.shape[-1] if spec.domain == "signal" else self.size**2 / prod(spec.shape[-2:])
+
+    @property
+    def _colours(self) -> tuple[float, ...]:
+        return self.colour if isinstance(self.colour, tuple) else (self.colour,)
 
     def _window(self, spec: Spec) -> tuple[slice, slice]:
         height, width = _height(spec), spec.shape[-1]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
-from privbench.defenses.accounting.accountant import epsilon, noise_multiplier
+from privbench.defenses.accounting.accountant import accountant_name, epsilon, noise_multiplier
 from privbench.defenses.noise import Source
 
 Unit = Literal["record", "client"]
@@ -122,7 +122,6 @@ class _Guarantee:
             "noise_source": self.noise_source,
             # Sampling is drawn from the run's seed, and whoever knows the sample has no amplification.
             "simulated": self.noise_source == "seeded" or amplified,
-            "accountant": "dp-accounting PLD, value_discretization_interval 1e-4",
             **more,
         }
 
@@ -182,6 +181,7 @@ class ClientPlan:
             "sampling_rate": self.facts.participation,
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
+            "accountant": accountant_name(history, self.guarantee.delta),
         }
         value = epsilon(history, self.guarantee.delta)
         sampled = self.facts.participation < 1
@@ -249,8 +249,9 @@ class RecordPlan:
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
         every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
-        kinds = {(q, sigma, steps) for q, sigma, steps in every}
-        value = max(epsilon([((q, z), steps * len(ledger))], self.guarantee.delta) for q, z, steps in kinds)
+        kinds = {((q, sigma), steps * len(ledger)) for q, sigma, steps in every}
+        # The weakest client's; a tie is broken by the history, so that the statement is always the same.
+        value, weakest = max((epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
         taken: dict[int, int] = {}
         for entry in ledger:
             for client in entry["clients"]:
@@ -263,6 +264,7 @@ class RecordPlan:
             "rounds": len(ledger),
             "participations_counted": len(ledger),
             "participations_realised": max(taken.values(), default=0),
+            "accountant": accountant_name([weakest], self.guarantee.delta),
             "not_covered": "the number of records of each client, which weights and sampling rates show",
         }
         sampled = min(self.rates) < 1

@@ -1,5 +1,4 @@
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -17,7 +15,7 @@ from privbench.attacks.leakage.inverting_gradients import InvertingGradients
 from privbench.benchmarks.build import ConfigError, build
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.federation.view import Public, RoundView, View
-from privbench.benchmarks.measures.leakage import Leakage, label_accuracy, write_png
+from privbench.benchmarks.measures.leakage import Leakage, label_accuracy
 from privbench.benchmarks.tasks.task import Split
 
 
@@ -166,18 +164,6 @@ def test_a_real_attack_beats_the_baselines(truth, attack):
 def test_label_accuracy_is_of_multisets():
     assert label_accuracy(torch.tensor([1, 0, 1]), torch.tensor([1, 1, 2])) == pytest.approx(2 / 3)
     assert label_accuracy(torch.tensor([0]), torch.tensor([0, 0])) == 0.5
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_png(tmp_path: Path, channels):
-    arrays = {k: np.full((5, channels, 8, 8), v) for k, v in (("originals", 0.0), ("reconstructions", 0.5))}
-    write_png(tmp_path / "a.png", arrays, columns=4, scale=2)
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.size == (4 * 9 * 2, 2 * 17 * 2)
-        assert image.mode == ("L" if channels == 1 else "RGB")
-        pixels = np.asarray(image)
-    assert (pixels[:16, :16] == 0).all()
-    assert (pixels[16:32, :16] == 128).all()
 
 
 @pytest.mark.parametrize(

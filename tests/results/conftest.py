@@ -38,10 +38,11 @@ class Fake:
         settings: Mapping[str, Any] | None = None,
         leakage: float | str = 15.0,
         images: int = 0,
+        signals: bool = False,
         asr: float = 0.9,
         **manifest: Any,
     ) -> Path:
-        """One run directory. ``leakage``: a PSNR or a status without value; ``manifest`` overrides fields."""
+        """One run directory. ``leakage``: a PSNR (an MSE of ``signals``) or a status; ``manifest`` overrides fields."""
         task = str(manifest.get("task", "mnist5k"))
         chosen = self._settings(defense, poisoning, task, settings or {})
         id = f"{hashlib.sha256(canonical(chosen).encode()).hexdigest()[:12]}-s{seed}"
@@ -70,7 +71,7 @@ class Fake:
             "rounds": rounds,
         } | {k: v for k, v in manifest.items() if k != "task"}
         (path / "manifest.json").write_text(json.dumps(written))
-        lines = _training(accuracy, rounds, seed, poisoning, asr) + _leakage(leakage)
+        lines = _training(accuracy, rounds, seed, poisoning, asr) + _leakage(leakage, signals)
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if images and not isinstance(leakage, str):
             _artifact(path / "artifacts", images, leakage)
@@ -131,14 +132,19 @@ def _training(accuracy: float, rounds: int, seed: int, poisoning: str, asr: floa
     return lines
 
 
-def _leakage(psnr: float | str) -> list[dict[str, Any]]:
+def _leakage(psnr: float | str, signals: bool) -> list[dict[str, Any]]:
     where = {"round": 1, "client": 0, "adversary": "server_operator"}
+    if signals:
+        missing = {"value": None, "status": psnr, "reason": "nothing is seen"} if isinstance(psnr, str) else {}
+        value = None if isinstance(psnr, str) else psnr
+        return [line("mse", value, **where) | missing, line("mse_mean", 1.25, **where)]
     if isinstance(psnr, str):
         reason = "no update is visible" if psnr == "not_applicable" else "the attack ran out of memory"
         return [line(m, None, status=psnr, reason=reason, **where) for m in ("psnr_db", "ssim")]
     lines = []
     for client in (0, 1):
         where["client"] = client
+        lines.append(line("mse", 10 ** (-psnr / 10), **where))
         lines += [line("psnr_db", psnr + client, **where), line("ssim", psnr / 40, **where)]
         for name, value in (("grey", 6.0), ("mean_colour", 9.5), ("mosaic", 8.0), ("other_image", 7.0)):
             lines += [line(f"psnr_db_{name}", value, **where), line(f"ssim_{name}", value / 60, **where)]

@@ -96,6 +96,26 @@ def test_leakage_without_a_number_is_written_and_has_no_bar(fake):
     assert [p.get_width() for p in figure.axes[0].patches] == [20.5]
 
 
+def test_leakage_of_signals_has_bars_of_their_error_and_the_trivial_guess(fake):
+    fake.run("none", leakage=0.5, signals=True)
+    fake.run("krum", leakage="failed", signals=True)
+    figure = drawn(figures.leakage(load(fake.root)))
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "MSE of reconstructions (lower leaks more)"
+    assert [p.get_width() for p in axes.patches] == [0.5]
+    assert texts(axes) == ["failed"]
+    guess = next(x for x in axes.lines if x.get_label() == "guess: mean")
+    assert list(guess.get_xdata()) == [1.25]
+
+
+def test_images_and_signals_have_a_panel_each(fake):
+    fake.run("none", leakage=20.0)
+    fake.run("none", leakage=0.5, signals=True, task="ecg")
+    figure = drawn(figures.leakage(load(fake.root)))
+    assert [a.get_xlabel()[:4] for a in figure.axes] == ["PSNR", "MSE "]
+    assert [[p.get_width() for p in a.patches] for a in figure.axes] == [[20.5], [0.5]]
+
+
 def test_reconstructions_show_psnr_and_name_the_adversary(fake):
     fake.run("none", leakage=20.0, images=2)
     fake.run("none", "patch", leakage=10.0, images=2)

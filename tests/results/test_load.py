@@ -125,6 +125,7 @@ def test_a_malformed_metric_names_file_and_line(fake, text, problem):
     [
         ({"schema": 2}, "schema 2"),
         ({"status": "done"}, "status 'done'"),
+        ({"revision": {"commit": None}}, "'revision' has neither"),
         ({"seed": "0"}, "'seed' is a str"),
         ({"privacy": [{"unit": "record", "adversary": "network"}]}, "'epsilon'"),
         ({"privacy": [{"unit": "record", "adversary": "network", "epsilon": -1}]}, "epsilon -1"),
@@ -230,6 +231,20 @@ def test_uncommitted_changes_are_another_revision(fake):
     fake.run("krum")
     fake.run("dp_local", revision={"commit": "a" * 40, "dirty": True})
     with pytest.raises(Refused, match=r"revision aaaaaaaaaa\+"):
+        load(fake.root).arms()
+
+
+def test_two_sets_of_uncommitted_changes_are_two_revisions(fake):
+    for defense, diff in (("none", "1" * 12), ("krum", "1" * 12), ("dp_local", "2" * 12)):
+        fake.run(defense, revision={"commit": "a" * 40, "dirty": True, "diff": diff})
+    with pytest.raises(Refused, match=r"dp_local: .*revision aaaaaaaaaa\+222222, most runs have aaaaaaaaaa\+111111"):
+        load(fake.root).arms()
+
+
+def test_an_installed_package_is_labelled_by_its_version(fake):
+    for defense, version in (("none", "0.1.0"), ("krum", "0.1.0"), ("dp_local", "0.2.0")):
+        fake.run(defense, revision={"commit": None, "version": version, "dirty": False})
+    with pytest.raises(Refused, match=r"dp_local: .*revision 0\.2\.0, most runs have 0\.1\.0"):
         load(fake.root).arms()
 
 

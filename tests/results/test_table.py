@@ -56,6 +56,29 @@ def test_leakage_without_a_number_says_so(fake, status, shown):
     assert row["PSNR (dB) server operator (best trivial)"] == shown
 
 
+def test_signals_show_their_error_beside_that_of_the_mean(fake):
+    fake.run("none", leakage=0.5, signals=True)
+    fake.run("secure_aggregation", leakage="not_applicable", signals=True)
+    found = table(load(fake.root))
+    shown = {r[0]: cells(found, i)["MSE server operator (trivial)"] for i, r in enumerate(found.rows)}
+    assert shown == {"none": "0.500\n(1.250 mean)", "secure_aggregation": "n/a\n(1.250 mean)"}
+    assert not any("PSNR" in h for h in found.headers)
+    assert any(n.startswith("MSE: ") for n in found.notes)
+    assert any(n == "secure_aggregation, leakage: nothing is seen." for n in found.notes)
+    record = next(r for r in found.records if r["defense"] == "none")
+    assert (record["mse[server_operator]_mean"], record["mse_baseline[server_operator]_mean"]) == (0.5, 1.25)
+
+
+def test_the_error_of_images_is_no_measure_of_leakage(fake):
+    fake.run("none", leakage=20.0)
+    assert not any("MSE" in h for h in table(load(fake.root)).headers)
+    fake.run("none", leakage=0.5, signals=True, task="ecg")
+    found = table(load(fake.root))
+    rows = [cells(found, i) for i in range(2)]
+    assert sorted(r["MSE server operator (trivial)"] for r in rows) == ["0.500\n(1.250 mean)", "—"]
+    assert sorted(r["PSNR (dB) server operator (best trivial)"] for r in rows) == ["20.5\n(9.5 mean colour)", "—"]
+
+
 def test_privacy_names_unit_adversary_and_simulation(fake):
     for defense in ("none", "dp_local", "dp_central"):
         fake.run(defense)

@@ -106,8 +106,12 @@ def test_natural_clients(published):
     ids=str,
 )
 def test_impossible_combinations_are_refused_by_field(task, clients, field):
-    with pytest.raises(ConfigError) as error:
+    def prepare():
         task.check(clients)
+        task.split(clients, 0)
+
+    with pytest.raises(ConfigError) as error:
+        prepare()
     assert error.value.field == field
 
 

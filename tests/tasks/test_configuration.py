@@ -1,13 +1,17 @@
 """Every YAML of a task, a partition or a model builds, spells out its fields, and can be overridden."""
 
 import dataclasses
+import sys
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from torch import nn
 
+from privbench.benchmarks import experiment, sweep
 from privbench.benchmarks.build import ConfigError, build, resolve
 from privbench.benchmarks.tasks.models import make
 from privbench.benchmarks.tasks.partition import Dirichlet, Natural, Quantity
@@ -31,7 +35,7 @@ def test_task(name):
     task = build(config, path="task")
     spelled_out(config, task)
     spelled_out(config["source"], task.source)
-    assert isinstance(task.partition, Natural) == (name == "uci_heart")
+    assert isinstance(task.partition, Natural) == (name in ("uci_heart", "mitbih"))
 
 
 @pytest.mark.parametrize("name", NAMES["task/partition"])
@@ -75,7 +79,77 @@ def test_a_module_of_another_package():
     inner = {"_target_": "torchvision.models.resnet18", "_partial_": True, "num_classes": 10}
     config = {"_target_": "privbench.benchmarks.tasks.models.Custom", "factory": inner}
     architecture = build(config, trusted=["torchvision"], path="model")
-    with pytest.raises(ConfigError, match=r"model\.factory=ResNet: a model for \(1, 8, 8\)"):
+    with pytest.raises(ConfigError, match=r"model=ResNet: a model for \(1, 8, 8\)"):
         make(architecture, Digits().load(None).spec, 0)
     with pytest.raises(ConfigError, match="trusted_targets"):
         build(config, path="model")
+
+
+@pytest.fixture
+def mynets(tmp_path, monkeypatch):
+    """A package of somebody else's with a module and a function that returns one."""
+    (tmp_path / "privbench_test_nets").mkdir()
+    (tmp_path / "privbench_test_nets" / "__init__.py").touch()
+    (tmp_path / "privbench_test_nets" / "nets.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, hidden: int, classes: int = 10):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, classes))\n"
+        "    def build(self):\n"
+        "        raise AssertionError('a module is no architecture')\n"
+        "def net(hidden: int = 8):\n"
+        "    return Net(hidden)\n"
+        "def text():\n"
+        "    return 'x'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "privbench_test_nets"
+    for name in ("privbench_test_nets", "privbench_test_nets.nets"):
+        sys.modules.pop(name, None)
+
+
+def prepared(tmp_path, model, *trusted, seed=0):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=["task=digits", f"seed={seed}", f"results_dir={tmp_path}/r", "name=x"])
+    return experiment.prepare({**sweep.plain(config), "model": model, "trusted_targets": list(trusted)})
+
+
+@pytest.mark.parametrize("name", ["Net", "net"])
+def test_a_module_is_named_directly_and_drawn_from_the_seed(mynets, tmp_path, name):
+    model = {"_target_": f"{mynets}.nets.{name}", "hidden": 5}
+    one, again, other = (prepared(tmp_path, model, mynets, seed=s) for s in (0, 0, 1))
+    weights = [nn.utils.parameters_to_vector(p.model.parameters()) for p in (one, again, other)]
+    assert len(weights[0]) == 65 * 5 + 6 * 10
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert one.settings["model"] == model
+    wider = prepared(tmp_path, {**model, "hidden": 6}, mynets)
+    assert wider.id != one.id
+
+
+@pytest.mark.parametrize(
+    ("model", "field"),
+    [
+        ({"_target_": "nets.Net", "hidden": "x"}, "model.hidden"),
+        ({"_target_": "nets.Net", "hiden": 5}, "model.hiden"),
+        ({"_target_": "nets.Net", "hidden": 5, "classes": 3}, "model"),
+        ({"_target_": "nets.Net"}, "model"),
+        ({"_target_": "nets.text"}, "model"),
+        ({"_target_": "nets.nothing"}, "model._target_"),
+    ],
+)
+def test_a_module_that_does_not_fit_is_refused_by_field(mynets, tmp_path, model, field):
+    named = {**model, "_target_": f"{mynets}.{model['_target_']}"}
+    with pytest.raises(ConfigError) as error:
+        prepared(tmp_path, named, mynets)
+    assert error.value.field == field
+    with pytest.raises(ConfigError, match="trusted_targets"):
+        prepared(tmp_path, named)
+
+
+def test_mitbih_has_a_client_for_each_patient(published, tmp_path):
+    published("mitbih")
+    (job,) = sweep.plan(["task=mitbih", "model=signal_cnn", f"results_dir={tmp_path}"], multirun=False).jobs
+    assert job.id.endswith("-s0")
+    with pytest.raises(ConfigError, match=r"federation\.clients=20: mitbih has 22 patients"):
+        sweep.plan(["task=mitbih", "model=signal_cnn", "federation.clients=20"], multirun=False)

@@ -1,6 +1,7 @@
 """The patch is painted in raw pixels."""
 
 from dataclasses import replace
+from math import inf, nan
 
 import pytest
 import torch
@@ -75,7 +76,9 @@ def test_what_does_not_fit_is_refused(colour_spec, patch, field):
     assert error.value.field == field
 
 
-@pytest.mark.parametrize("settings", [{"size": 0}, {"target": -1}, {"place": (-1, 0)}])
+@pytest.mark.parametrize(
+    "settings", [{"size": 0}, {"target": -1}, {"place": (-1, 0)}, {"colour": nan}, {"colour": (0.5, inf)}]
+)
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ConfigError):
         Patch(**settings)

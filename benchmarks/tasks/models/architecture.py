@@ -41,6 +41,8 @@ def make(architecture: Architecture, spec: Spec, seed: int) -> nn.Module:
 class Custom:
     """Any module: your own class or function, in a package that ``trusted_targets`` names.
 
+    A model whose ``_target_`` is no architecture becomes this one.
+
     Args:
         factory: called without arguments; in YAML a ``_target_`` with ``_partial_: true`` and its arguments.
     """
@@ -49,16 +51,16 @@ class Custom:
 
     def build(self, spec: Spec) -> nn.Module:
         model = self.factory()
-        require(isinstance(model, nn.Module), "model.factory", type(model).__name__, "a factory of torch.nn.Module")
+        require(isinstance(model, nn.Module), "model", type(model).__name__, "a factory of torch.nn.Module")
         training = model.training
         try:
             with torch.no_grad():
                 found = tuple(model.eval()(torch.zeros(2, *spec.shape)).shape)
         except (RuntimeError, ValueError, IndexError) as error:
             reason = str(error).splitlines()[0]
-            raise ConfigError("model.factory", type(model).__name__, f"a model for {spec.shape} ({reason})") from error
+            raise ConfigError("model", type(model).__name__, f"a model for {spec.shape} ({reason})") from error
         wanted = (2, len(spec.classes))
-        require(found == wanted, "model.factory", type(model).__name__, f"logits {wanted} for 2 inputs, not {found}")
+        require(found == wanted, "model", type(model).__name__, f"logits {wanted} for 2 inputs, not {found}")
         return model.train(training)
 
 
