@@ -134,7 +134,7 @@ def test_a_users_own_module():
     model = make(models.Custom(lambda: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))), DIGITS, 0)
     assert model.training
     for factory in (lambda: nn.Linear(64, 10), lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), lambda: 3):
-        with pytest.raises(ConfigError, match=r"model\.factory"):
+        with pytest.raises(ConfigError, match=r"^model="):
             make(models.Custom(factory), DIGITS, 0)
 
 
