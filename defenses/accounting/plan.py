@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from privbench.benchmarks.build import require
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.accountant import accountant_name, epsilon, noise_multiplier
 from privbench.defenses.noise import Source
@@ -106,7 +106,10 @@ class _Guarantee:
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
-        return noise_multiplier(self.epsilon, self.delta, rate, steps)
+        try:
+            return noise_multiplier(self.epsilon, self.delta, rate, steps)
+        except ValueError as error:
+            raise ConfigError("epsilon", self.epsilon, str(error)) from None
 
     def _check_delta(self, units: int, what: str) -> None:
         require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
