@@ -16,6 +16,7 @@ commands:
   run [OVERRIDE ...]        train, attack and measure; any Hydra override, -m for a sweep
   report DIR                draw tables and figures from results alone
   partition [OVERRIDE ...]  draw how a task's records lie with its clients
+  attest verify|show        verify an AMD SEV-SNP attestation report, or print its fields
 
 examples:
   privbench run experiment=quickstart
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="privbench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("command", nargs="?", choices=("run", "report", "partition"), metavar="COMMAND")
+    parser.add_argument("command", nargs="?", choices=("run", "report", "partition", "attest"), metavar="COMMAND")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.version:
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(BAD_INPUT)
     try:
-        status = {"run": run, "report": report, "partition": partition}[options.command](options.rest)
+        commands = {"run": run, "report": report, "partition": partition, "attest": attest}
+        status = commands[options.command](options.rest)
     except KeyboardInterrupt:
         print("privbench: interrupted; the same command resumes", file=sys.stderr)
         status = INTERRUPTED
@@ -110,6 +112,13 @@ def partition(arguments: list[str]) -> int:
     for path in written:
         print(path)
     return 0
+
+
+def attest(arguments: list[str]) -> int:
+    """``privbench attest``: the verifier of attestation reports."""
+    from privbench.defenses.tee import command
+
+    return command.attest(arguments)
 
 
 def _hydra_options(command: str, arguments: list[str]) -> argparse.Namespace:
