@@ -4,9 +4,10 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	&& { command -v $$p; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
+FUZZ_SECONDS ?= 60
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint speed wheel clean
+.PHONY: demo test test-slow lint fuzz speed wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/privbench run experiment=quickstart
@@ -21,6 +22,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+fuzz: $(INSTALLED)
+	$(BIN)/python tests/fuzz/attestation.py -max_total_time=$(FUZZ_SECONDS) $(CORPUS)
 
 speed: $(INSTALLED)
 	$(BIN)/python -m privbench.benchmarks.speed.federation

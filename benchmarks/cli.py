@@ -17,6 +17,7 @@ commands:
   report DIR                draw tables and figures from results alone
   partition [OVERRIDE ...]  draw how a task's records lie with its clients
   attest verify|show        verify an AMD SEV-SNP attestation report, or print its fields
+  attest measure            compute the launch measurement that a guest should have
 
 examples:
   privbench run experiment=quickstart

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,8 +112,7 @@ class Record:
         """Drop what an earlier run of the same name left, to run it anew."""
         for name in ("manifest.json", "metrics.jsonl", "checkpoint.pt", "traceback.txt"):
             (self.path / name).unlink(missing_ok=True)
-        for file in (self.path / "artifacts").glob("*"):
-            file.unlink()
+        shutil.rmtree(self.path / "artifacts", ignore_errors=True)
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
         metrics = self.path / "metrics.jsonl"

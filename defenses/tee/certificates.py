@@ -4,23 +4,22 @@ The one place that loads certificates: every VCEK and VLEK has serial number 0, 
 will be refused one day. pyproject.toml bounds the version for that reason.
 """
 
-import base64
-import binascii
 import re
-import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID
 
 from privbench.defenses.tee import table
+from privbench.defenses.tee.der import pem_body, quiet, signed_part, tlv
 from privbench.defenses.tee.report import Malformed
 
 LARGEST = 1 << 20
-MOST = 64
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
+MOST = 256
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+_PEM = re.compile(_BEGIN + rb"\s*MI")
+_DER = re.compile(rb"0\x82..0\x82..\xa0\x03\x02\x01\x02", re.DOTALL)
 _ARC = "1.3.6.1.4.1.3704.1."
 _SPL = {"3.1": "boot_loader", "3.2": "tee", "3.3": "snp", "3.8": "microcode", "3.9": "fmc"}
 _STRINGS = (0x0C, 0x13, 0x16)
@@ -28,10 +27,11 @@ _STRINGS = (0x0C, 0x13, 0x16)
 
 @dataclass(frozen=True)
 class Certificate:
-    """One X.509 certificate. ``der`` are its bytes; two certificates are equal when their bytes are."""
+    """One X.509 certificate. ``der`` are its bytes, ``signed`` those under its signature, as they came."""
 
     der: bytes
     x509: x509.Certificate
+    signed: bytes
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificate) and self.der == other.der
@@ -65,19 +65,17 @@ def load(raw: bytes) -> list[Certificate]:
     """
     if len(raw) > LARGEST:
         raise Malformed(f"certificates of {len(raw)} bytes: at most {LARGEST}")
-    if b"-----BEGIN CERTIFICATE-----" in raw and not table.looks_like(raw):
-        return [_load(_decoded(body)) for body in _PEM.findall(raw)]
-    if raw[:2] == b"\x30\x82":
-        return [_load(raw)]
+    if not any(raw):
+        return []  # the table of a host that filled in none
     if not table.looks_like(raw):
-        raise Malformed("neither a certificate (DER or PEM) nor a certificate table")
+        return _plain(raw)
     entries = table.parse(raw)
-    return [c for name in ("ARK", "ASK", "VCEK", "VLEK") if name in entries for c in load(entries[name])]
+    return [c for name in ("ARK", "ASK", "VCEK", "VLEK") if name in entries for c in _plain(entries[name])]
 
 
 def recognised(raw: bytes) -> bool:
-    """Whether ``raw`` claims to hold certificates: in a folder, everything else is passed over."""
-    return b"-----BEGIN CERTIFICATE-----" in raw or raw[:2] == b"\x30\x82" or table.looks_like(raw)
+    """Whether ``raw`` claims to hold certificates: in a folder, everything else (CRLs, keys, JSON) is passed over."""
+    return bool(_PEM.search(raw) or _DER.match(raw)) or table.looks_like(raw)
 
 
 def leaf(certificate: Certificate) -> Leaf:
@@ -97,31 +95,22 @@ def leaf(certificate: Certificate) -> Leaf:
     )
 
 
-def tlv(raw: bytes, at: int) -> tuple[int, int, int]:
-    """Tag, start and end of the content of the DER element at ``at``.
-
-    Raises:
-        Malformed: not minimal, indefinite, or longer than ``raw``.
-    """
-    if at + 2 > len(raw):
-        raise Malformed("DER: cut short")
-    length, start = raw[at + 1], at + 2
-    if length >= 0x80:
-        size = length & 0x7F
-        length = int.from_bytes(raw[start : start + size], "big")
-        if not 1 <= size <= 4 or length < 0x80 or length >> 8 * (size - 1) == 0:
-            raise Malformed("DER: a length that isn't minimal")
-        start += size
-    if start + length > len(raw):
-        raise Malformed("DER: cut short")
-    return raw[at], start, start + length
+def _plain(raw: bytes) -> list[Certificate]:
+    """DER or PEM. An entry of a table goes here, so that no table can hold another."""
+    if raw[:2] == b"\x30\x82":
+        return [_load(raw)]
+    _, *bodies = raw.split(_BEGIN)
+    if not bodies:
+        raise Malformed("neither a certificate (DER or PEM) nor a certificate table")
+    if len(bodies) > MOST:
+        raise Malformed(f"{len(bodies)} certificates: at most {MOST}")
+    return [_load(pem_body(body, _END)) for body in bodies]
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2 * MOST)
 def _load(der: bytes) -> Certificate:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        with quiet():
             read = x509.load_der_x509_certificate(der)
             # cryptography reads these late; all that can fail, fails here.
             _ = (
@@ -135,32 +124,7 @@ def _load(der: bytes) -> Certificate:
             _ = (read.not_valid_before_utc, read.not_valid_after_utc, read.serial_number)
     except Exception as error:  # its parser raises many kinds, some of them undocumented
         raise Malformed(f"certificate: {' '.join(str(error).split()) or type(error).__name__}") from None
-    _canonical(der)
-    return Certificate(der, read)
-
-
-def _canonical(der: bytes) -> None:
-    """Refuse what lies outside the signature and could still be altered: lengths, the outer algorithm, padding bits."""
-    _, start, end = tlv(der, 0)
-    _, first, tbs_end = tlv(der, start)
-    _, _, after_version = tlv(der, first)
-    _, _, after_serial = tlv(der, after_version)
-    _, _, inner_end = tlv(der, after_serial)
-    _, _, outer_end = tlv(der, tbs_end)
-    tag, bits, bits_end = tlv(der, outer_end)
-    if end != len(der) or bits_end != end:
-        raise Malformed("certificate: bytes after its end")
-    if der[after_serial:inner_end] != der[tbs_end:outer_end]:
-        raise Malformed("certificate: the signature's algorithm is not the one that was signed")
-    if tag != 3 or der[bits] != 0:
-        raise Malformed("certificate: the signature isn't a whole number of bytes")
-
-
-def _decoded(body: bytes) -> bytes:
-    try:
-        return base64.b64decode(b"".join(body.split()), validate=True)
-    except binascii.Error as error:
-        raise Malformed(f"certificate: not base64: {error}") from None
+    return Certificate(der, read, signed_part(der, "certificate", 2))
 
 
 def _amd(oid: x509.ObjectIdentifier) -> bool:

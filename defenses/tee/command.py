@@ -1,4 +1,4 @@
-"""``privbench attest``: verify a report, or show its fields. Needs neither network nor torch."""
+"""``privbench attest``: verify a report, show its fields, or compute a measurement. Needs neither network nor torch."""
 
 import argparse
 import json
@@ -11,10 +11,12 @@ from typing import Any
 
 from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee import certificates as certs
+from privbench.defenses.tee import collect, inputs
 from privbench.defenses.tee import policy as policies
 from privbench.defenses.tee.policy import ALLOW, ANY, Policy
 from privbench.defenses.tee.report import SIZE, Malformed, parse, violations
-from privbench.defenses.tee.verify import Verdict, verify
+from privbench.defenses.tee.verdict import Verdict
+from privbench.defenses.tee.verify import verify
 
 ACCEPTED, REFUSED, BAD_INPUT = 0, 1, 2
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
@@ -24,7 +26,7 @@ def attest(arguments: Sequence[str]) -> int:
     """Run ``privbench attest``; 0 for an accepted report, 1 for a refused one, 2 for bad usage."""
     options = _parser().parse_args(list(arguments))
     try:
-        return _show(options) if options.action == "show" else _verify(options)
+        return ACTIONS[options.action](options)
     except (ConfigError, OSError) as error:
         print(f"privbench attest: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
@@ -38,12 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     for one in (show, check):
         one.add_argument("--report", type=Path, required=True, metavar="FILE", help="the report's 1184 bytes")
         one.add_argument("--json", action="store_true")
-    check.add_argument(
-        "--certs", type=Path, nargs="+", required=True, metavar="PATH", help="files in any order, or folders"
-    )
+    inputs.add(actions)
+    collect.add(actions)
+    files = "files in any order, or folders"
+    check.add_argument("--certs", type=Path, nargs="+", action="extend", required=True, metavar="PATH", help=files)
     check.add_argument("--policy", type=Path, metavar="FILE", help="YAML; options below override its fields")
     measured = check.add_mutually_exclusive_group()
-    measured.add_argument("--measurement", nargs="+", metavar="HEX", help="trusted launch digests")
+    measured.add_argument("--measurement", nargs="+", action="extend", metavar="HEX", help="trusted launch digests")
     measured.add_argument("--any-measurement", action="store_true")
     bound = check.add_mutually_exclusive_group()
     bound.add_argument("--report-data", metavar="HEX", help="the 64 bytes of REPORT_DATA")
@@ -133,8 +136,17 @@ def _root(path: Path | None) -> certs.Certificate | None:
 def _material(path: Path) -> list[bytes]:
     if not path.is_dir():
         return [_read(path, "certs")]
-    read = [_read(p, "certs") for p in sorted(path.iterdir()) if p.is_file()]
-    return [raw for raw in read if certs.recognised(raw)]
+    found = []
+    for file in sorted(path.iterdir()):
+        raw = _read(file, "certs") if file.is_file() else b""
+        if not certs.recognised(raw):
+            continue
+        try:
+            certs.load(raw)
+            found.append(raw)
+        except Malformed as error:  # in a folder that isn't all evidence; what is named by itself has to be right
+            print(f"privbench attest: passed over {file}: {error}", file=sys.stderr)
+    return found
 
 
 def _read(path: Path, name: str, most: int = certs.LARGEST + 1) -> bytes:
@@ -147,6 +159,15 @@ def _read(path: Path, name: str, most: int = certs.LARGEST + 1) -> bytes:
 
 def _print(verdict: Verdict) -> None:
     for check in verdict.checks:
-        print(f"{check.status:<15} {check.name:<20} {check.reason}")
+        # Reasons quote names from certificates of unknown origin: no line breaks or escape codes of theirs get out.
+        print(f"{check.status:<15} {check.name:<20} {check.reason.encode('unicode_escape').decode()}")
     outcome = "accepted" if verdict.accepted else "refused"
     print(f"{outcome}: assurance {verdict.assurance}, product {verdict.product or 'unknown'}")
+
+
+ACTIONS = {
+    "show": _show,
+    "verify": _verify,
+    "measure": inputs.run,
+    "collect": collect.run,
+}

@@ -16,8 +16,9 @@ from privbench.defenses.tee.product import ADVISORY, COMPONENTS
 from privbench.defenses.tee.report import PLATFORM_BITS
 
 ANY = "any"
-ALLOW = ("debug", "migration", "cxl", "unknown-policy-bits", "masked-chip-id")
+ALLOW = ("debug", "migration", "cxl", "unknown-policy-bits", "masked-chip-id", "software-tee")
 REQUIRE = ("single-socket", "aes-256-xts", "rapl-disabled", "ciphertext-hiding", "page-swap-disabled")
+LARGEST = 1 << 18
 _LENGTHS = {"host_data": 32, "family_id": 16, "image_id": 16}
 _LISTS = {"measurements": 48, "id_key_digests": 48, "author_key_digests": 48, "chip_ids": 64}
 
@@ -99,7 +100,7 @@ def check_floors(floors: Floors) -> None:
     require(isinstance(floors, Mapping) and bool(floors), "tcb_floor", floors, "levels by product and component")
     for product, levels in floors.items():
         _known("tcb_floor", [product], COMPONENTS)
-        require(isinstance(levels, Mapping), f"tcb_floor.{product}", levels, "levels by component")
+        require(isinstance(levels, Mapping) and bool(levels), f"tcb_floor.{product}", levels, "levels by component")
         _known(f"tcb_floor.{product}", levels, COMPONENTS[product])
         for name, level in levels.items():
             require(isinstance(level, int) and 0 <= level <= 255, f"tcb_floor.{product}.{name}", level, "0 to 255")
@@ -139,14 +140,31 @@ def hexadecimal(name: str, text: Any) -> bytes:
         raise ConfigError(name, text, "hexadecimal digits") from None
 
 
+class _Loader(yaml.BaseLoader):
+    """Keeps every scalar a string: a digest of digits alone is not a number. Refuses aliases and repeated names."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not supported")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(names)) < len(names):
+            raise yaml.YAMLError(f"a name comes twice among {', '.join(names)}")
+        return super().construct_mapping(node, deep)
+
+
 def _yaml(path: Path, name: str) -> dict[str, Any]:
     try:
-        # BaseLoader keeps every scalar a string: a digest of digits alone is not a number.
-        given = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        with path.open("rb") as file:
+            raw = file.read(LARGEST + 1)
+        if len(raw) > LARGEST:
+            raise ValueError(f"more than {LARGEST} bytes")
+        given = yaml.load(raw.decode(), Loader=_Loader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise ConfigError(name, str(path), f"not YAML: {' '.join(str(error).split())}") from None
     require(isinstance(given, dict), name, str(path), "a mapping of fields")
-    require(all(isinstance(key, str) for key in given), name, str(path), "names as keys")
     return given
 
 
@@ -154,7 +172,8 @@ def _converted(name: str, value: Any) -> Any:
     if name in _LISTS:
         if value == ANY:
             return ANY
-        require(isinstance(value, list), name, value, "a list of hexadecimal strings")
+        # An empty list in a file would be no demand at all; whoever writes one means that nothing passes.
+        require(isinstance(value, list) and bool(value), name, value, "a list of hexadecimal strings")
         return tuple(hexadecimal(name, one) for one in value)
     if name in ("allow", "require"):
         require(isinstance(value, list), name, value, "a list of names")
@@ -181,6 +200,8 @@ def _floors(value: Any) -> Floors:
 
 def _integer(name: str, value: Any) -> int:
     try:
+        if len(value) > 80:  # more than 64 bits in any base; Python refuses to print much longer integers
+            raise ValueError
         return int(value, 0)
     except (ValueError, TypeError):
         raise ConfigError(name, value, "an integer") from None

@@ -1,68 +1,19 @@
-"""The verdict on a report: every check with pass, fail or not-applicable, and why.
+"""The verdict on a report, from its bytes, its certificates and a policy."""
 
-A report is accepted when no check fails. ``assurance`` then says what stands behind it: ``hardware`` for AMD's pinned
-root keys, ``custom`` for a root that the caller named. A refused report has ``none``.
-"""
-
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, Literal
 
 from privbench.defenses.tee import certificates as certs
 from privbench.defenses.tee import chain as chains
+from privbench.defenses.tee import software
 from privbench.defenses.tee.certificates import Certificate, Leaf
-from privbench.defenses.tee.policy import ANY, Policy
-from privbench.defenses.tee.product import COMPONENTS, of_cpu, of_name, reserved, tcb
-from privbench.defenses.tee.report import PLATFORM_BITS, POLICY_BITS, TCBS, Malformed, Report, named, parse, violations
-
-SCHEMA = 1
-Status = Literal["pass", "fail", "not-applicable"]
-
-
-@dataclass(frozen=True)
-class Check:
-    name: str
-    status: Status
-    reason: str
-
-
-@dataclass
-class Verdict:
-    """What came out. ``report`` is None when the bytes aren't a report."""
-
-    report: Report | None = None
-    product: str | None = None
-    custom: bool = False
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def accepted(self) -> bool:
-        return bool(self.checks) and all(c.status != "fail" for c in self.checks)
-
-    @property
-    def assurance(self) -> str:
-        if not self.accepted:
-            return "none"
-        return "custom" if self.custom else "hardware"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The stable schema of ``privbench attest verify --json``."""
-        return {
-            "schema": SCHEMA,
-            "verdict": "accepted" if self.accepted else "refused",
-            "assurance": self.assurance,
-            "product": self.product,
-            "checks": [{"name": c.name, "status": c.status, "reason": c.reason} for c in self.checks],
-            "report": self.report.as_dict() if self.report else None,
-        }
-
-    def hold(self, name: str, fault: str | None, reason: str) -> None:
-        """Record a check: failed for ``fault``, or passed for ``reason``."""
-        self.checks.append(Check(name, "fail" if fault else "pass", fault or reason))
-
-    def skip(self, name: str, reason: str) -> None:
-        self.checks.append(Check(name, "not-applicable", reason))
+from privbench.defenses.tee.demands import demands, levels
+from privbench.defenses.tee.policy import Policy
+from privbench.defenses.tee.product import COMPONENTS, SOFTWARE, of_cpu, of_name, tcb
+from privbench.defenses.tee.report import Malformed, Report, parse, violations
+from privbench.defenses.tee.revocation import load as load_crl
+from privbench.defenses.tee.revocation import revocation
+from privbench.defenses.tee.verdict import Verdict
 
 
 def verify(
@@ -85,38 +36,41 @@ def verify(
     """
     if at.tzinfo is None:
         raise ValueError(f"at={at}: a time with its offset from UTC")
-    verdict = Verdict(custom=root is not None)
     try:
-        verdict.report = read = parse(bytes(report))
+        read = parse(bytes(report))
     except Malformed as error:
+        verdict = Verdict(custom=root is not None)
         verdict.hold("report_format", str(error), "")
         return verdict
-    verdict.hold("report_format", "; ".join(violations(read)) or None, f"version {read.version}, well-formed")
-    chain = _chain(verdict, read, certificates, root)
-    if chain is not None:
-        _certificates(verdict, chain, read, at, root, crl)
-        _leaf(verdict, chain.leaf, read)
-    _tcb(verdict, read, policy)
-    _policy(verdict, read, policy)
-    return verdict
-
-
-def _chain(
-    verdict: Verdict, report: Report, material: Iterable[bytes], root: Certificate | None
-) -> chains.Chain | None:
-    pool: dict[bytes, Certificate] = {} if root is None else {root.der: root}
     try:
-        for raw in material:
-            pool |= {c.der: c for c in certs.load(raw)}
-        if len(pool) > certs.MOST:
-            raise Malformed(f"{len(pool)} certificates: at most {certs.MOST}")
-        found = chains.find(list(pool.values()), report)
+        found: list[chains.Chain] = chains.candidates(_pool(certificates, root), read)
+        fault = None if found else "no VCEK or VLEK among those given"
     except Malformed as error:
-        verdict.hold("certificates", str(error), "")
-        return None
-    names = ", ".join(c.name for c in found.members) if found else ""
-    verdict.hold("certificates", None if found else "no VCEK or VLEK among those given", names)
-    return found
+        found, fault = [], str(error)
+    refused: list[Verdict] = []
+    for chain in found or [None]:
+        verdict = Verdict(read, custom=root is not None)
+        verdict.hold("report_format", "; ".join(violations(read)) or None, f"version {read.version}, well-formed")
+        verdict.hold("certificates", fault, ", ".join(c.name for c in chain.members) if chain else "")
+        if chain is not None:
+            _certificates(verdict, chain, read, at, root, crl)
+            _software(verdict, chain, read, policy)
+            _leaf(verdict, chain.leaf, read)
+        levels(verdict, read, policy)
+        demands(verdict, read, policy)
+        if verdict.accepted:
+            return verdict
+        refused.append(verdict)
+    return min(refused, key=lambda v: len(v.failed))  # of several, the one that comes nearest explains most
+
+
+def _pool(material: Iterable[bytes], root: Certificate | None) -> list[Certificate]:
+    pool: dict[bytes, Certificate] = {} if root is None else {root.der: root}
+    for raw in material:
+        pool |= {c.der: c for c in certs.load(raw)}
+        if len(pool) > certs.MOST:
+            raise Malformed(f"more than {certs.MOST} certificates")
+    return list(pool.values())
 
 
 def _certificates(
@@ -136,14 +90,26 @@ def _certificates(
         verdict.skip("revocation", "no CRL was given")
     else:
         try:
-            fault = chains.revocation(chain, chains.load_crl(crl), at)
+            fault = revocation(chain, load_crl(crl), at)
         except Malformed as error:
             fault = str(error)
         verdict.hold("revocation", fault, "the root's CRL is fresh and lists none of the chain")
-    made = chains.signs(chain.leaf, report)
-    verdict.hold("report_signature", None if made else "the leaf's key did not sign this report", "ECDSA P-384")
+    verdict.hold("report_signature", None if chain.signed else "the leaf's key did not sign this report", "ECDSA P-384")
     pinned = None if root else chains.PINS.get(digest)
     verdict.product = _product(verdict, chain.leaf, report, pinned)
+
+
+def _software(verdict: Verdict, chain: chains.Chain, report: Report, policy: Policy) -> None:
+    """Evidence of the software platform, or anything that resembles it, passes only as such and only where allowed."""
+    marks = [*(software.marked(c.x509) for c in chain.members), *software.ids(report), verdict.product == SOFTWARE]
+    if not any(marks):
+        verdict.skip("software_tee", "nothing in it is of the software platform")
+        return
+    verdict.software = True
+    fault = None if "software-tee" in policy.allow else f"{software.LABEL}: not allowed (software-tee)"
+    if not all(marks) or chain.root is None:
+        fault = "only a part of it is marked as the software platform's"
+    verdict.hold("software_tee", fault, f"{software.LABEL}, and allowed")
 
 
 def _product(verdict: Verdict, leaf: Certificate, report: Report, pinned: str | None) -> str | None:
@@ -205,95 +171,3 @@ def _chip(verdict: Verdict, leaf: Leaf, kind: str, product: str, report: Report)
     hwid, size = leaf.hwid or b"", 8 if product == "Turin" else 64
     fits = len(hwid) == size and report.chip_id == hwid.ljust(64, b"\0")
     verdict.hold("chip_id", None if fits else f"CHIP_ID {report.chip_id.hex()} is not the certificate's", hwid.hex())
-
-
-def _tcb(verdict: Verdict, report: Report, policy: Policy) -> None:
-    product = verdict.product
-    if product is None:
-        verdict.hold("tcb_order", "the product is unknown", "")
-        verdict.hold("tcb_floor", "the product is unknown", "")
-        return
-    levels = {name: tcb(getattr(report, name), product) for name in TCBS}
-    committed, current = levels["committed_tcb"], levels["current_tcb"]
-    faults = [
-        f"committed {n} {committed[n]} is above current {current[n]}" for n in current if committed[n] > current[n]
-    ]
-    faults += [f"reserved bytes of {n} aren't zero" for n in TCBS if any(reserved(getattr(report, n), product))]
-    verdict.hold("tcb_order", "; ".join(faults) or None, "COMMITTED_TCB is at most CURRENT_TCB")
-    floor = policy.floor(product)
-    if floor is None:
-        stated = "no sourced floor is known" if policy.tcb_floor == "advisory" else "no floor is stated"
-        verdict.hold("tcb_floor", f"{stated} for {product}, and none is guessed: name one, or none", "")
-        return
-    if policy.tcb_floor == "none":
-        verdict.skip("tcb_floor", "waived by the policy")
-        return
-    below = [
-        f"{name} {part} {levels[name][part]:#x} is below {least:#x}"
-        for name in ("reported_tcb", "committed_tcb", "launch_tcb")
-        for part, least in floor.items()
-        if levels[name][part] < least
-    ]
-    verdict.hold("tcb_floor", "; ".join(below) or None, ", ".join(f"{k} at least {v:#x}" for k, v in floor.items()))
-
-
-def _policy(verdict: Verdict, report: Report, policy: Policy) -> None:
-    _listed(verdict, "measurement", report.measurement, policy.measurements)
-    wanted = policy.nonce.ljust(64, b"\0") if policy.nonce is not None else policy.report_data
-    _exact(verdict, "report_data" if policy.nonce is None else "nonce", report.report_data, wanted, "report_data")
-    fault = f"VMPL {report.vmpl:#x}, demanded {policy.vmpl}"
-    if policy.vmpl is None:
-        verdict.skip("vmpl", f"no level is demanded; this is {report.vmpl:#x}")
-    else:
-        verdict.hold("vmpl", fault if report.vmpl != policy.vmpl else None, f"{report.vmpl}")
-    fault = f"GUEST_SVN {report.guest_svn} is below {policy.guest_svn}" if report.guest_svn < policy.guest_svn else None
-    verdict.hold("guest_svn", fault, f"{report.guest_svn}, at least {policy.guest_svn}")
-    _guest_policy(verdict, report, policy)
-    hidden = not any(report.chip_id)
-    masked = "masked-chip-id" in policy.allow and report.chip_key_masked
-    if not hidden:
-        verdict.skip("masked_chip_id", "CHIP_ID is not zero")
-    elif report.signing_key == "VLEK":
-        verdict.skip("masked_chip_id", "a VLEK needs no CHIP_ID")
-    else:
-        fault = "CHIP_ID is zero: allowed with MASK_CHIP_KEY and a policy that allows masked-chip-id"
-        verdict.hold("masked_chip_id", None if masked else fault, "masked, and allowed")
-    for name, wanted in policy.platform_info.items():
-        bit = next(i for i, n in PLATFORM_BITS.items() if n == name)
-        is_set = bool(report.platform_info >> bit & 1)
-        verdict.hold(f"platform_info.{name}", None if is_set == wanted else f"is {is_set}", f"is {is_set}")
-    unknown = [n for n in named(report.platform_info, PLATFORM_BITS) if n.startswith("bit ")]
-    verdict.skip(
-        "platform_info", f"{report.platform_info:#x}" + (f", unknown: {', '.join(unknown)}" if unknown else "")
-    )
-    for name in ("host_data", "family_id", "image_id"):
-        _exact(verdict, name, getattr(report, name), getattr(policy, name), name)
-    for name, wanted in (("id_key_digest", policy.id_key_digests), ("author_key_digest", policy.author_key_digests)):
-        _listed(verdict, name, getattr(report, name), wanted)
-    _listed(verdict, "chip_ids", report.chip_id, policy.chip_ids)
-
-
-def _guest_policy(verdict: Verdict, report: Report, policy: Policy) -> None:
-    bits = named(report.policy >> 16 << 16 & ~(1 << 17), POLICY_BITS)
-    refused = [n for n in ("debug", "migration", "cxl") if n in bits and n not in policy.allow]
-    unknown = [n for n in bits if n.startswith("bit ")]
-    refused += unknown if "unknown-policy-bits" not in policy.allow else []
-    verdict.hold(
-        "guest_policy", f"{', '.join(refused)}: not allowed" if refused else None, ", ".join(bits) or "none set"
-    )
-    for name in sorted(policy.require):
-        verdict.hold(f"guest_policy.{name}", None if name in bits else "not required by the guest policy", "required")
-
-
-def _exact(verdict: Verdict, name: str, found: bytes, wanted: bytes | str | None, shown: str) -> None:
-    if wanted is None or wanted == ANY:
-        verdict.skip(name, f"any {shown} passes" if wanted == ANY else "not demanded")
-    else:
-        verdict.hold(name, None if found == wanted else f"{found.hex()} is not what is demanded", found.hex())
-
-
-def _listed(verdict: Verdict, name: str, found: bytes, wanted: Sequence[bytes] | str) -> None:
-    if wanted == ANY or not wanted:
-        verdict.skip(name, f"any {name} passes" if wanted == ANY else "not demanded")
-    else:
-        verdict.hold(name, None if found in wanted else f"{found.hex()} is not on the list", found.hex())

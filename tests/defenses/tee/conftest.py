@@ -1,7 +1,8 @@
-"""The two shared AMD-signed cases, and a forge: chains and reports under a root of the tests' own."""
+"""The two shared AMD-signed cases, a forge of chains and reports under a root of the tests' own, and images of OVMF."""
 
 import os
 import struct
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+
+from privbench.defenses.tee import firmware
+from privbench.defenses.tee.command import attest
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 CASES = ("milan-v3-dstack", "genoa-v3-tsm-certtable-veraison")
@@ -80,6 +84,10 @@ class Forge:
     critical: bool = False
     ask_name: str | None = None
     ask_bits: int = 4096
+    ask_ca: bool = True
+    ask_signer: str = "ark"
+    direct: bool = False
+    days: int = 9
     leaf_name: str | None = None
     structure: int | None = None
 
@@ -87,10 +95,12 @@ class Forge:
         turin = self.product == "Turin"
         self.tcb = self.tcb or bytes((1, 4, 0, 0x18, 0, 0, 0, 0xD5) if turin else (4, 0, 0, 0, 0, 0, 0x18, 0xD5))
 
-    def certificate(self, name: str, issuer: str, key: Any, signer: Any, ca: bool, extra: dict[str, bytes]) -> bytes:
+    def certificate(
+        self, name: str, issuer: str, key: Any, signer: Any, ca: bool, extra: dict[str, bytes], days: int = 9
+    ) -> bytes:
         named = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in (name, issuer)]
         builder = x509.CertificateBuilder().subject_name(named[0]).issuer_name(named[1]).public_key(key.public_key())
-        builder = builder.serial_number(7).not_valid_before(AT - timedelta(9)).not_valid_after(AT + timedelta(9))
+        builder = builder.serial_number(7).not_valid_before(AT - timedelta(9)).not_valid_after(AT + timedelta(days))
         if ca:
             builder = builder.add_extension(x509.BasicConstraints(True, None), True)
         for suffix, value in extra.items():
@@ -105,7 +115,7 @@ class Forge:
         vlek = "VLEK-" if self.kind == "VLEK" else ""
         ask = self.ask_name or f"SEV-{vlek}{self.product}"
         key = rsa_key("ask", self.ask_bits)
-        middle = self.certificate(ask, f"ARK-{self.product}", key, rsa_key("ark"), True, {})
+        middle = self.certificate(ask, f"ARK-{self.product}", key, rsa_key(self.ask_signer), self.ask_ca, {})
         order = ORDER.get(self.product, OLD)
         structure = self.structure if self.structure is not None else int(self.product == "Turin")
         extra: dict[str, bytes | None] = {
@@ -119,7 +129,8 @@ class Forge:
         extra |= self.extensions
         held = {k: v for k, v in extra.items() if v is not None}
         name = self.leaf_name or f"SEV-{self.kind}"
-        return [self.certificate(name, ask, leaf_key(), key, False, held), middle, self.ark()]
+        issuer, signer = (f"ARK-{self.product}", rsa_key("ark")) if self.direct else (ask, key)
+        return [self.certificate(name, issuer, leaf_key(), signer, False, held, self.days), middle, self.ark()]
 
     def chip(self) -> bytes:
         if self.kind == "VLEK":
@@ -150,10 +161,13 @@ class Forge:
                 raw[at : at + len(value)] = value
         return bytes(raw)
 
-    def crl(self, revoked: int = 99, days: int = 9, signer: str = "ark") -> bytes:
+    def crl(self, revoked: int = 99, days: int = 9, signer: str = "ark", partial: bool = False) -> bytes:
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"ARK-{self.product}")])
         builder = x509.CertificateRevocationListBuilder().issuer_name(name)
         builder = builder.last_update(AT - timedelta(9)).next_update(AT + timedelta(days))
+        if partial:
+            point = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+            builder = builder.add_extension(point, True)
         entry = x509.RevokedCertificateBuilder().serial_number(revoked).revocation_date(AT - timedelta(9)).build()
         made = builder.add_revoked_certificate(entry).sign(rsa_key(signer), hashes.SHA384(), rsa_padding=PSS)
         return made.public_bytes(Encoding.DER)
@@ -162,3 +176,62 @@ class Forge:
 @pytest.fixture
 def forge() -> Callable[..., Forge]:
     return Forge
+
+
+# The SEV metadata of edk2's AmdSev build.
+SECTIONS = (
+    (0x800000, 0x9000, 1),
+    (0x80A000, 0x3000, 1),
+    (0x80D000, 0x1000, 2),
+    (0x80E000, 0x1000, 3),
+    (0x80F000, 0x1000, 4),
+    (0x810000, 0x1000, 16),
+    (0x811000, 0xF000, 1),
+)
+
+
+def image(
+    sections: Any = SECTIONS,
+    entries: Any = ((firmware.RESET_BLOCK, 0x80B004), (firmware.HASH_TABLE, 0x810C00)),
+    count: int | None = None,
+    offset: int | None = None,
+    head: tuple[bytes, int] = (b"ASEV", 1),
+    footer: str = "96b582de-1fb2-45f7-baea-a366c55a082d",
+    total: int | None = None,
+) -> bytes:
+    """Two pages that end as OVMF ends: SEV metadata, a table of GUIDs, and 32 bytes; offset 0 leaves out the former."""
+    listed = b"".join(struct.pack("<III", *section) for section in sections)
+    number = len(sections) if count is None else count
+    metadata = struct.pack("<4sIII", head[0], 16 + len(listed), head[1], number) + listed
+    entries = [*entries, (firmware.SEV_METADATA, 1024 if offset is None else offset)] if offset != 0 else entries
+    table = b"".join(struct.pack("<IH", value, 22) + guid.bytes_le for guid, value in entries)
+    table += struct.pack("<H", len(table) + 18 if total is None else total) + uuid.UUID(footer).bytes_le
+    body = bytes(range(256)) * ((8192 - 1024) // 256) + metadata
+    return body.ljust(8192 - 32 - len(table), b"\0") + table + bytes(32)
+
+
+@pytest.fixture(scope="session")
+def ovmf_image() -> Callable[..., bytes]:
+    return image
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """What a guest is started with, as files: an OVMF image, a kernel, an initrd."""
+    made = {"ovmf": image(), "kernel": b"kernel" * 999, "initrd": b"initrd"}
+    for name, raw in made.items():
+        (tmp_path / name).write_bytes(raw)
+    return {name: tmp_path / name for name in made}
+
+
+@pytest.fixture
+def measuring(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``privbench attest measure``: its status, what it printed, and its error of one line."""
+
+    def call(*options: Any) -> tuple[int, str, str]:
+        status = attest(["measure", *map(str, options)])
+        out, err = capsys.readouterr()
+        assert (not err) if status == 0 else (not out and err.count("\n") == 1)
+        return status, out.strip(), err
+
+    return call

@@ -88,3 +88,68 @@ def test_show_prints_every_field(forge: Any, tmp_path: Path, capsys: pytest.Capt
 def test_no_torch_is_needed():
     code = "import sys, privbench.defenses.tee.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def laid_out(made: Any, folder: Path) -> list[str]:
+    """Forged evidence in a folder, and the options that accept it."""
+    (folder / "certs").mkdir()
+    for name, raw in zip(("vcek.der", "ask.der", "ark.der"), made.chain(), strict=True):
+        (folder / "certs" / name).write_bytes(raw)
+    (folder / "report.bin").write_bytes(made.report())
+    (folder / "root.der").write_bytes(made.ark())
+    return ["verify", "--report", f"{folder}/report.bin", *OPEN, *LATER, "--root", f"{folder}/root.der"]
+
+
+def test_other_files_in_a_folder_are_passed_over(forge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    made = forge()
+    given = [*laid_out(made, tmp_path), "--certs", f"{tmp_path}/certs"]
+    pem = "-----BEGIN CERTIFICATE-----\n"
+    for name, raw in {
+        "report.bin": made.report(),
+        "ark.crl": made.crl(),
+        "thim.json": json.dumps({"vcekCert": f"{pem}MIIF\n"}).encode(),
+        "README": f"PEM starts with {pem}".encode(),
+        "empty": b"",
+        "zeros": bytes(5000),
+    }.items():
+        (tmp_path / "certs" / name).write_bytes(raw)
+    (tmp_path / "certs" / "old").mkdir()
+    (tmp_path / "certs" / "nowhere").symlink_to("/nowhere/at/all")
+    assert attest(given) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "certs" / "cut.pem").write_text(f"{pem}MIIF\n")
+    assert attest(given) == 0
+    assert "passed over" in capsys.readouterr().err
+    assert attest([*given, f"{tmp_path}/certs/cut.pem"]) == 1
+
+
+def test_options_may_be_repeated(forge: Any, tmp_path: Path):
+    given = laid_out(forge(), tmp_path)
+    held = [part for name in ("ask", "vcek", "ark") for part in ("--certs", f"{tmp_path}/certs/{name}.der")]
+    assert attest([*given, *held]) == 0
+    given.remove("--any-measurement")
+    assert attest([*given, *held, "--measurement", (b"m" * 48).hex(), "--measurement", "00" * 48]) == 0
+    assert attest([*given, *held, "--measurement", "11" * 48, "--measurement", "00" * 48]) == 1
+
+
+def test_names_in_certificates_cant_write_lines_of_their_own(
+    forge: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = laid_out(forge(ask_name="SEV\naccepted: assurance hardware\x1b[2J\u202e"), tmp_path)
+    attest([*given, "--certs", f"{tmp_path}/certs"])
+    out = capsys.readouterr().out
+    assert "\\naccepted" in out
+    assert out.isascii()
+    assert not any(line.startswith("accepted: assurance hardware") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("endless", ["/dev/zero", "/dev/urandom"])
+def test_endless_files_are_read_no_further_than_needed(endless: str, forge: Any, tmp_path: Path):
+    given = laid_out(forge(), tmp_path)
+    held = ["--certs", f"{tmp_path}/certs"]
+    assert attest([*given, "--certs", endless]) == 1
+    assert attest([*given, *held, "--crl", endless]) == 1
+    assert attest([*given, *held, "--report", endless]) == 1
+    assert attest([*given, *held, "--policy", endless]) == 2
+    assert attest([*given, *held, "--tcb-floor", endless]) == 2
+    assert attest([*given, *held, "--root", endless]) == 2

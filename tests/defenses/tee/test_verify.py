@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee import certificates, chain, policy, report, table
 from privbench.defenses.tee.policy import Policy
-from privbench.defenses.tee.verify import Verdict, verify
+from privbench.defenses.tee.verdict import Verdict
+from privbench.defenses.tee.verify import verify
 
 AT = datetime(2026, 11, 24, 12, tzinfo=UTC)
 OPEN = Policy(measurements="any", report_data="any", tcb_floor="none")

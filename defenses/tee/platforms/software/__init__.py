@@ -1,0 +1,13 @@
+"""A development platform: reports in the true format, signed by software. It proves nothing about hardware.
+
+Reports pass through the same parser, chain and policies as AMD's. They can't be taken for AMD's: every certificate has
+``SOFTWARE TEE - NOT AMD`` in its name and a critical extension of this project's own, chip and family ids start with
+``SOFTWARE``, no root is pinned, and a policy must allow ``software-tee`` by name. The verdict is then ``software``.
+
+``manufacturer`` is a process of its own that holds the root key; it measures code, launches it as a guest and signs
+reports for it. ``software`` is what the launching process holds, ``guest`` is what runs inside.
+"""
+
+from privbench.defenses.tee.platforms.software.software import Guest, Launch, Software
+
+__all__ = ["Guest", "Launch", "Software"]
