@@ -42,10 +42,11 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
 
     With a bias, its gradient is the mean of ``p(x_i)_c - [y_i = c]`` for softmax cross-entropy, so that class c has
     ``records * (mean p_c - gradient_c)`` records; the mean prediction is taken over random inputs. Of a single record
-    the label is the one negative entry. Under a published clip, and in a release, the gradient's length is lost and
-    estimated first (:func:`shrinkage`). Without a bias, row sums of the weight's gradient are used, whose sign gives
-    the label of a single record (iDLG, Zhao et al. 2020) and, corrected by the mean impact of a record, those of a
-    batch (LLG, Wainakh et al. 2021); that needs features that aren't negative, as after a ReLU or a sigmoid.
+    the label is the one negative entry. Under a published clip, and in a release of several clients, the gradient's
+    length is lost and estimated first (:func:`shrinkage`). Without a bias, row sums of the weight's gradient are used,
+    whose sign gives the label of a single record (iDLG, Zhao et al. 2020) and, corrected by the mean impact of a
+    record, those of a batch (LLG, Wainakh et al. 2021); that needs features that aren't negative, as after a ReLU or
+    a sigmoid.
 
     Raises:
         AttackFailed: if no linear layer ends in ``public.classes`` units.
@@ -60,7 +61,8 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
         dummies = torch.randn(DUMMIES, *public.shape, generator=generator).to(observation.gradient.device)
         predicted = ClientGradient(public, observation.model).logits(dummies).softmax(-1).mean(0)
         slope = slopes[f"{name}.bias"]
-        if observation.known.clip or observation.source == "release":
+        mixed = observation.source in ("release", "disaggregated") and not observation.exact
+        if observation.known.clip or mixed:
             slope = slope / shrinkage(predicted, slope, observation.records)
         counts = round_counts(observation.records * (predicted - slope), observation.records)
         return torch.repeat_interleave(torch.arange(public.classes, device=counts.device), counts)

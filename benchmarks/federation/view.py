@@ -1,6 +1,7 @@
 """What an adversary sees. A leakage attack gets a :class:`View` and nothing else."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -33,6 +34,54 @@ def unprotected(source: str, client: int) -> Known:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """How updates become the aggregate, where it is a published weighted mean: ``sum_c w_c clip(u_c) / W``.
+
+    Weights by records presume that record counts are public, as they are where clients enrol with them.
+
+    Args:
+        weights: ``weights[c]`` is client c's, >= 0.
+        normaliser: W where it is the same in every round; ``None`` is the summed weights of those who took part.
+        clip: the L2 bound on each client's whole vector; ``None`` for none.
+    """
+
+    weights: tuple[float, ...]
+    normaliser: float | None = None
+    clip: float | None = None
+
+    def total(self, clients: Collection[int]) -> float:
+        """The summed weights of ``clients``."""
+        return sum(self.weights[c] for c in clients)
+
+    def others(self, mean: Tensor, participants: Collection[int], own: Mapping[int, Tensor]) -> Tensor | None:
+        """The mean over participants without those whose vectors are known.
+
+        Args:
+            mean: the aggregate or its leading entries, ``(p,)``.
+            participants: who is behind it, those in ``own`` included.
+            own: whole vectors by client, each at least ``(p,)``.
+
+        Returns:
+            ``(p,)`` float64, ``None`` where nobody of any weight is left.
+        """
+        left = self.total([c for c in participants if c not in own])
+        if left <= 0:
+            return None
+        rest = mean.double() * (self.normaliser or self.total(participants))
+        for client, vector in own.items():
+            rest -= vector[: len(mean)].double() * (self.weights[client] * self._factor(vector))
+        return rest / left
+
+    def scale(self, participants: Collection[int], own: Collection[int] = ()) -> float:
+        """By how much :meth:`others` multiplies noise on the mean."""
+        left = self.total([c for c in participants if c not in own])
+        return (self.normaliser or self.total(participants)) / left
+
+    def _factor(self, vector: Tensor) -> float:
+        return 1.0 if self.clip is None else min(1.0, self.clip / max(float(vector.double().norm()), 1e-12))
+
+
+@dataclass(frozen=True)
 class Public:
     """What everyone who takes part knows. It holds no training data.
 
@@ -49,6 +98,8 @@ class Public:
         server: the server optimiser.
         known: ``known(source, client)`` is what the federation publishes of the protection on what an adversary
             observes of a client: its ``update``, the ``aggregate`` or the ``release``.
+        records: training records by client, as enrolled; empty where they aren't public.
+        mixture: how updates become the aggregate; ``None`` where that is no weighted mean.
     """
 
     model: nn.Module
@@ -63,6 +114,8 @@ class Public:
     local_steps: Callable[[int], int]
     server: Any = None
     known: Callable[[str, int], Known] = unprotected
+    records: tuple[int, ...] = ()
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)
@@ -105,11 +158,15 @@ class View:
         return next((r for r in self.rounds if r.round == round), None)
 
 
-def collude(view: View, own: Mapping[int, Mapping[int, Update]]) -> View:
+def collude(view: View, own: Mapping[int, Mapping[int, Update]], clients: Collection[int] | None = None) -> View:
     """``view`` joined by clients who hand over their updates, ``own[round][client]``.
 
-    Their updates become readable; where only a mean over all participants, weighted by records, was visible, they
-    are subtracted from it, so that the aggregate is that of the others.
+    Their updates become readable; where only a mean over all participants was visible, they are subtracted from it, so
+    that the aggregate is that of the others. Weights are the published ones, else the records that updates claim.
+    Released models stay what they are: who attacks one subtracts what is readable.
+
+    Args:
+        clients: all who collude, also those that took part in no round; ``None``: those in ``own``.
     """
 
     def join(seen: RoundView) -> RoundView:
@@ -117,13 +174,31 @@ def collude(view: View, own: Mapping[int, Mapping[int, Update]]) -> View:
         rest = seen.aggregate
         if rest is not None and mine:
             left = rest.records - sum(u.records for u in mine.values())
-            if left > 0:
-                total = rest.vector.double() * rest.records - sum(u.vector.double() * u.records for u in mine.values())
-                rest = replace(rest, vector=(total / left).to(rest.vector.dtype), records=left)
-            else:
-                rest = None
+            mean = _without(view.public.mixture, seen, rest, mine) if left > 0 else None
+            rest = None if mean is None else replace(rest, vector=mean.to(rest.vector.dtype), records=left)
         return replace(seen, updates={**seen.updates, **mine}, aggregate=rest)
 
-    clients = sorted({c for updates in own.values() for c in updates})
-    name = f"{view.adversary} + {len(clients)} clients"
-    return replace(view, adversary=name, rounds=tuple(join(r) for r in view.rounds))
+    every = {c for updates in own.values() for c in updates} if clients is None else set(clients)
+    return replace(view, adversary=joined(view.adversary, len(every)), rounds=tuple(join(r) for r in view.rounds))
+
+
+def _without(mixture: Mixture | None, seen: RoundView, mean: Update, own: Mapping[int, Update]) -> Tensor | None:
+    if mixture is not None and seen.participants is not None:
+        return mixture.others(mean.vector, seen.participants, {c: u.vector for c, u in own.items()})
+    total = mean.vector.double() * mean.records - sum(u.vector.double() * u.records for u in own.values())
+    return total / (mean.records - sum(u.records for u in own.values()))
+
+
+def joined(adversary: str, clients: int) -> str:
+    """The name of an adversary with whom so many clients collude: ``server_operator + 2 clients``."""
+    return f"{adversary} + {clients} client{'s' if clients != 1 else ''}" if clients else adversary
+
+
+COALITION = re.compile(r"(\w+)\s*\+\s*([1-9]\d{0,8})(?:\s+clients?)?")
+
+
+def parted(name: str) -> tuple[Adversary, int] | None:
+    """The adversary and the number of colluding clients in ``server_operator+2``; ``None`` where it isn't one."""
+    found = COALITION.fullmatch(name.strip())
+    base, clients = (found[1], int(found[2])) if found else (name, 0)
+    return next(((a, clients) for a in ADVERSARIES if a == base), None)

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction
+from privbench.attacks.leakage.disaggregation import disaggregate
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation, observe
 from privbench.benchmarks.build import require
-from privbench.benchmarks.federation.view import ADVERSARIES, Public, View
+from privbench.benchmarks.federation.view import ADVERSARIES, Public, View, joined, parted
 from privbench.benchmarks.measures import images
 
+OPERATORS = ("server_operator", "active_operator")
 Metric = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 
@@ -38,9 +40,12 @@ class Leakage:
         attack: gets the view and what is derived from it, never the truth.
         rounds: attacked rounds, from 1.
         victims: the first so many clients, or the listed ones.
-        adversaries: whose views are attacked.
+        adversaries: whose views are attacked; ``server_operator+2``: with the last two clients beside the victim.
         images: how many records a victim's arrays keep at most; ``None``: all. Metrics are over the whole batch.
         max_batch: observations of more records are not attacked, status ``skipped``; ``None``: no limit.
+        over_rounds: where the client's update isn't visible by itself, disaggregate it from the released models of all
+            rounds so far, or of the last so many. It needs an adversary that sees who took part.
+        most: at most so many victims are attacked in a round, the first of those that took part; ``None``: all.
     """
 
     attack: Attack
@@ -49,6 +54,8 @@ class Leakage:
     adversaries: tuple[str, ...] = ("server_operator",)
     images: int | None = None
     max_batch: int | None = None
+    over_rounds: bool | int = False
+    most: int | None = None
 
     def __post_init__(self) -> None:
         ascending = self.rounds == tuple(sorted(set(self.rounds)))
@@ -62,7 +69,14 @@ class Leakage:
             require(sound, "victims", self.victims, "different clients, counted from 0")
         require(bool(self.adversaries), "adversaries", self.adversaries, f"one or more of {', '.join(ADVERSARIES)}")
         for adversary in self.adversaries:
-            require(adversary in ADVERSARIES, "adversaries", adversary, f"one of {', '.join(ADVERSARIES)}")
+            known = parted(adversary)
+            require(known is not None, "adversaries", adversary, f"one of {', '.join(ADVERSARIES)}")
+            # Whoever doesn't see who took part doesn't know what to subtract a colluder's update from.
+            sound = known is None or not known[1] or known[0] in OPERATORS
+            require(sound, "adversaries", adversary, f"clients that collude with {' or '.join(OPERATORS)} alone")
+        require(self.most is None or self.most >= 1, "most", self.most, "null, or at least 1")
+        several = isinstance(self.over_rounds, bool) or self.over_rounds >= 2
+        require(several, "over_rounds", self.over_rounds, "true, false, or at least 2 rounds")
         require(self.images is None or self.images >= 1, "images", self.images, "null, or at least 1")
         require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "null, or at least 1")
 
@@ -76,6 +90,18 @@ class Leakage:
             return tuple(range(min(self.victims, total)))
         require(max(self.victims) < total, "victims", self.victims, f"clients from 0 to {total - 1}")
         return self.victims
+
+    @property
+    def coalitions(self) -> tuple[tuple[str, str, int], ...]:
+        """By adversary: its name in records, whose view it has, and how many clients collude with it."""
+        found = [(a, parted(a)) for a in self.adversaries]
+        return tuple((joined(p[0], p[1]), p[0], p[1]) for _, p in found if p is not None)
+
+    def window(self, round: int) -> range:
+        """The rounds that an attack in ``round`` looks at."""
+        if isinstance(self.over_rounds, bool):
+            return range(1 if self.over_rounds else round, round + 1)
+        return range(max(1, round - self.over_rounds + 1), round + 1)
 
     def measure(
         self,
@@ -115,10 +141,10 @@ class Leakage:
             and ``labels_found``; empty without a reconstruction.
         """
         context: Metric = {"round": round, "client": client, "adversary": view.adversary}
-        observation = observe(view, round, client)
-        controls = _controls(view.public, truth, distractors)
+        observation, reason = self._observe(view, round, client)
+        count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
+        controls = _controls(view.public, truth, distractors, count)
         if observation is None:
-            reason = f"{view.adversary} sees nothing of client {client} in round {round}"
             return _missing(view.public, context, "not_applicable", reason) + _rows(context, controls), {}
         observation, context = self._declare(observation, truth, context)
         if self.max_batch is not None and observation.records > self.max_batch:
@@ -139,14 +165,26 @@ class Leakage:
         kept = {name: array[: self.images] for name, array in arrays.items()}
         return _rows(context, {**values, **controls}), kept
 
+    def _observe(self, view: View, round: int, client: int) -> tuple[Observation | None, str]:
+        """What there is to attack, or why there is nothing."""
+        found = observe(view, round, client)
+        window = self.window(round)
+        if len(window) == 1 or (found is not None and (found.source == "update" or found.exact)):
+            return found, f"{view.adversary} sees nothing of client {client} in round {round}"
+        found = disaggregate(view, client, window)
+        rounds = f"rounds {window[0]} to {window[-1]}"
+        return found, f"the releases of {rounds} don't tell {view.adversary} client {client} from the others"
+
     def _declare(self, observation: Observation, truth: Records, context: Metric) -> tuple[Observation, Metric]:
         """Fill in the side information that the attack needs, and say so."""
         needs = self.attack.needs
-        batch = "known" if observation.source == "release" and "batch_size" in needs else "claimed"
+        batch = "known" if not observation.counted and "batch_size" in needs else "claimed"
         if batch == "known":
             observation = replace(observation, records=len(truth.y))
         if "labels" in needs:
-            observation = replace(observation, labels=truth.y)
+            # Of a mixture of clients the victim's labels alone are told, so that its records alone are sought.
+            count = len(truth.y) if observation.source == "release" else observation.records
+            observation = replace(observation, labels=truth.y, records=count)
         declared = {
             "source": observation.source,
             "exact": observation.exact,
@@ -204,11 +242,12 @@ def gradient_error(public: Public, observation: Observation, truth: Records) -> 
     return float((expected - observation.gradient).norm() / observation.gradient.norm())
 
 
-def _controls(public: Public, truth: Records, distractors: Tensor | None) -> dict[str, float]:
+def _controls(public: Public, truth: Records, distractors: Tensor | None, count: int) -> dict[str, float]:
+    """The guesses' values. Where ``count`` reconstructions are matched to the truth, so are that many other images."""
     if not is_image(public):
         return {"mse_mean": float(images.mse(torch.zeros_like(truth.x), truth.x).mean())}
     original = images.to_raw(truth.x, public.mean, public.std)
-    others = None if distractors is None else images.to_raw(distractors[: len(original)], public.mean, public.std)
+    others = None if distractors is None else images.to_raw(distractors[:count], public.mean, public.std)
     values: dict[str, float] = {}
     for name, x in images.baselines(original, others).items():
         values[f"psnr_db_{name}"] = float(images.psnr(x, original).mean())

@@ -14,7 +14,7 @@ from privbench.attacks.leakage.dlg import DLG
 from privbench.attacks.leakage.inverting_gradients import InvertingGradients
 from privbench.benchmarks.build import ConfigError, build
 from privbench.benchmarks.federation.update import Layout, Update
-from privbench.benchmarks.federation.view import Public, RoundView, View
+from privbench.benchmarks.federation.view import Mixture, Public, RoundView, View
 from privbench.benchmarks.measures.leakage import Leakage, label_accuracy
 from privbench.benchmarks.tasks.task import Split
 
@@ -111,6 +111,18 @@ def test_a_release_shows_no_count(truth):
     assert attack.seen[0].records == 4
     row = rows["psnr_db"]
     assert (row["source"], row["exact"], row["batch_size"]) == ("release", False, "known")
+
+
+@pytest.mark.parametrize(("participants", "sought"), [((0,), 1), ((0, 1), 3), (None, 1)])
+def test_the_records_of_a_whole_cohort_are_sought_and_as_many_images_guessed(truth, participants, sought):
+    one = truth.take(torch.tensor([0]))
+    view = view_of(one, participants=participants, released=torch.zeros(10 * 17 + 16 * 65))
+    view = replace(view, public=replace(view.public, records=(1, 2), mixture=Mixture((1.0, 2.0))))
+    attack = Fixed(truth.x[1:], truth.y[1:], [], frozenset({"batch_size"}))
+    rows, _ = run(Leakage(attack), one, view, distractors=torch.cat([truth.x[1:3], one.x, truth.x[3:]]))
+    assert attack.seen[0].records == sought
+    assert rows["psnr_db"]["batch_size"] == "claimed"
+    assert (rows["psnr_db_other_image"]["value"] == 100) == (sought == 3), "the third guess is right"
 
 
 def test_nothing_to_attack_is_not_a_psnr(truth):

@@ -1,0 +1,163 @@
+"""The leakage attacks of a run's rounds: on whom, through whose view, and what colluding clients add to it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from privbench.benchmarks.experiment import Prepared
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.client import ClientSide, Job, compute
+from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.view import Mixture, RoundView, View, collude
+from privbench.benchmarks.measures.leakage import Leakage, is_image
+from privbench.benchmarks.results.record import Record
+from privbench.benchmarks.tasks.task import Split
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
+
+Row = dict[str, Any]
+
+DISTRACTORS = 64
+"""Other clients' records that the baseline ``other_image`` is drawn from."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One attack: on one client's update, by one adversary.
+
+    Args:
+        measure: which attack.
+        view: of the adversary, before anybody joins it.
+        adversary: its name, colluders included.
+        colluders: clients who hand over their updates.
+        round, client: what is attacked.
+        truth: the records behind it.
+        distractors: other clients' records, ``(m, *shape)``.
+        generator: the attack's.
+    """
+
+    measure: Leakage
+    view: View
+    adversary: str
+    colluders: tuple[int, ...]
+    round: int
+    client: int
+    truth: Split
+    distractors: Tensor
+    generator: torch.Generator
+
+
+def attack(side: ClientSide, target: Target) -> tuple[list[Row], dict[str, Any]]:
+    """Runs in a worker: a colluder computes its update anew, which the coordinating process then never holds."""
+    t = target
+    view = join(side, t) if t.colluders else t.view
+    return t.measure.measure(view, t.round, t.client, t.truth, t.generator, t.distractors)
+
+
+def join(side: ClientSide, target: Target) -> View:
+    """The target's view with what its colluders sent in the rounds that the attack looks at.
+
+    Where the victim's own update is readable they have nothing to add.
+    """
+    window = target.measure.window(target.round)
+    seen = [r for r in target.view.rounds if r.round in window and target.client not in r.updates]
+    own = {r.round: {c: _anew(side, r, c) for c in target.colluders if c in (r.participants or ())} for r in seen}
+    return collude(target.view, own, target.colluders)
+
+
+def _anew(side: ClientSide, seen: RoundView, client: int) -> Update:
+    # The last phase's update, from the model that this client received; its random streams have names.
+    model = seen.received.get(client, seen.sent)
+    return compute(side, Job(client, seen.round, side.channel.phases[-1], model))
+
+
+def colluders(number: int, victim: int, clients: int) -> tuple[int, ...]:
+    """The last ``number`` clients beside the victim, so the poisoner's first of all."""
+    others = [c for c in range(clients) if c != victim]
+    return tuple(others[len(others) - number :])
+
+
+def attacks(
+    prepared: Prepared, leakage: Leakage, finished: Round, side: ClientSide, engine: engines.Engine, record: Record
+) -> Iterator[Row]:
+    """Attack every victim with every adversary's view; the engine's workers share the attacks."""
+    federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
+    targets: list[Target] = []
+    for adversary, base, several in leakage.coalitions:
+        view = informed(finished.views[base], federation)
+        chosen = 0
+        for client in sorted(federation.watched):
+            rounds = _took_part(finished, client, leakage)
+            truth = _used(side, client, rounds)
+            if len(truth) == 0:
+                who = {"round": number, "client": client, "adversary": adversary}
+                when = "" if len(leakage.window(number)) == 1 else "the rounds up to "
+                reason = f"client {client} used no record in {when}round {number}"
+                name = "psnr_db" if is_image(view.public) else "mse"
+                yield {"metric": name, **who, "value": None, "status": "not_applicable", "reason": reason}
+                continue
+            if leakage.most is not None and chosen >= leakage.most:
+                continue
+            chosen += 1
+            # With or without colluders the attack begins alike: what differs is what they add.
+            generator = stream(seed, f"leakage/{base}", number, client)
+            others, joining = _others(side, client), colluders(several, client, federation.clients)
+            targets.append(Target(leakage, view, adversary, joining, number, client, truth, others, generator))
+    for target, (rows, arrays) in zip(targets, engine.map(attack, targets), strict=True):
+        yield from rows
+        if arrays:
+            who = re.sub(r"\W+", "_", target.adversary)
+            record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
+
+
+def informed(view: View, federation: Federation) -> View:
+    """``view`` with what is published of this federation's weights and record counts."""
+    records = tuple(federation.facts.records)
+    return replace(view, public=replace(view.public, records=records, mixture=mixture(federation)))
+
+
+def mixture(federation: Federation) -> Mixture | None:
+    """How this federation's updates become the aggregate; ``None`` where its rule isn't a weighted mean."""
+    records, rule, plan = federation.facts.records, federation.defense.aggregation, federation.plan
+    weights = tuple(float(n) if federation.weighting == "records" else 1.0 for n in records)
+    if isinstance(rule, Mean):
+        return Mixture(weights)
+    expected = federation.settings.participation * federation.clients
+    if isinstance(rule, FixedDenominatorMean):
+        return Mixture(weights, expected)
+    if not isinstance(rule, ClippedMean):
+        return None
+    if rule.clip is not None or plan is None:
+        return Mixture(weights, clip=rule.clip)
+    # Under a plan the clip is the plan's and the divisor the expected cohort.
+    return Mixture(weights, expected, plan.clip)
+
+
+def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:
+    """The rounds that an attack on ``client`` looks at and in which it took part."""
+    window = leakage.window(finished.round)
+    seen = finished.views["network"].rounds
+    return [r.round for r in seen if r.round in window and client in (r.participants or ())]
+
+
+def _used(side: ClientSide, client: int, rounds: list[int]) -> Split:
+    """The records behind a client's updates: those that its local steps drew."""
+    share = side.shares[client]
+    drawn = [torch.zeros(0, dtype=torch.int64)]
+    for number in rounds:
+        drawn += side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))
+    return side.data.take(share[torch.cat(drawn).unique()])
+
+
+def _others(side: ClientSide, client: int) -> Tensor:
+    """Inputs of other clients' records, ``(m, *shape)``."""
+    mine = torch.zeros(len(side.data), dtype=torch.bool)
+    mine[side.shares[client]] = True
+    others = torch.nonzero(~mine).squeeze(1)
+    chosen = torch.randperm(len(others), generator=stream(side.seed, "distractors", client=client))[:DISTRACTORS]
+    return side.data.x[others[chosen]]
