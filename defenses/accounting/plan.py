@@ -3,157 +3,67 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
-from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
-from privbench.defenses.accounting.accountant import accountant_name, epsilon, noise_multiplier
+from privbench.defenses.accounting.accountant import accountant_name, epsilon
+from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit, round_up
 from privbench.defenses.noise import Source
 
-Unit = Literal["record", "client"]
+__all__ = ["ClientLevel", "ClientPlan", "Facts", "Plan", "Privacy", "RecordLevel", "RecordPlan"]
+
+Noise = Literal["central", "local", "distributed"]
+MECHANISMS: dict[Noise, str] = {
+    "central": "Poisson-sampled Gaussian on the sum of clipped updates, noise added once by the server",
+    "local": "Gaussian on each client's clipped update, added by the client, enough for its message alone",
+    "distributed": "Gaussian on the sum of clipped updates, a share of the noise added by each client",
+}
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What of a federation a guarantee depends on.
+class ClientLevel(Guarantee):
+    """(epsilon, delta) for a whole client, by Gaussian noise on clipped updates (docs/privacy-settings.md).
+
+    ``central``: whoever aggregates adds it once (DP-FedAvg, McMahan et al. 2018); client sampling is Poisson with
+    q = participation. ``local``: every client adds as much as its message needs against whoever reads it.
+    ``distributed``: every client adds a share, so that the sum carries what central noise would (Dwork et al. 2006),
+    which holds only against those who see no single message. Updates weigh equally, and sums are divided by the
+    expected cohort size.
 
     Args:
-        clients, rounds: numbers of.
-        participation: expected share of clients a round.
-        sampling: how they are drawn.
-        records: training records by client.
-        batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
+        noise: who adds the noise.
+        honest: share of the cohort that is counted on to add its noise, in (0, 1]; 1 with central noise.
     """
 
-    clients: int
-    rounds: int
-    participation: float
-    sampling: Literal["fixed", "poisson"]
-    records: tuple[int, ...]
-    batch: tuple[int, ...]
-    steps: tuple[int, ...]
-
-
-class Plan(Protocol):
-    """A privacy configuration bound to a federation.
-
-    Attributes:
-        unit: what neighbouring data sets differ in.
-        clip: L2 bound C on one unit's contribution.
-        noise_multiplier: noise standard deviation over C, on the sum (client level); the least over clients otherwise.
-        noise_source: ``seeded`` or ``system``.
-    """
-
-    @property
-    def unit(self) -> Unit: ...
-
-    @property
-    def clip(self) -> float: ...
-
-    @property
-    def noise_multiplier(self) -> float: ...
-
-    @property
-    def noise_source(self) -> Source: ...
-
-    def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
-        """The ledger's entry for one round."""
-        ...
-
-    def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """What is guaranteed against whom after the rounds in ``ledger``, one statement an adversary."""
-        ...
-
-    def known(self, source: str, client: int) -> Known:
-        """What the federation publishes of its noise on a client's ``update``, the ``aggregate`` or the ``release``."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Guarantee:
-    """What both units' configurations share.
-
-    Args:
-        epsilon: target; the noise multiplier is calibrated to it over all rounds. Give this or ``noise_multiplier``.
-        noise_multiplier: noise standard deviation over the clip; 0 clips without noise (epsilon is infinite).
-        delta: in (0, 1), below one over the number of units.
-        clip: L2 bound on one unit's contribution, > 0.
-        noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic. Sampling is seeded in
-            both, so an epsilon that rests on amplification by sampling stays simulated.
-    """
-
-    delta: float
-    clip: float
-    epsilon: float | None = None
-    noise_multiplier: float | None = None
-    noise_source: Source = "seeded"
-    unit: ClassVar[Unit]
+    noise: Noise = "central"
+    honest: float = 1.0
+    unit: ClassVar[Unit] = "client"
 
     def __post_init__(self) -> None:
-        require(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
-        require(0 < self.clip < math.inf, "clip", self.clip, "must be positive")
-        require(
-            (self.epsilon is None) != (self.noise_multiplier is None),
-            "epsilon",
-            self.epsilon,
-            f"give either epsilon or noise_multiplier (now {self.noise_multiplier})",
-        )
-        require(self.epsilon is None or 0 < self.epsilon < math.inf, "epsilon", self.epsilon, "must be positive")
-        z = self.noise_multiplier
-        require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
-
-    def _sigma(self, rate: float, steps: int) -> float:
-        if self.noise_multiplier is not None:
-            return self.noise_multiplier
-        assert self.epsilon is not None
-        try:
-            return noise_multiplier(self.epsilon, self.delta, rate, steps)
-        except ValueError as error:
-            raise ConfigError("epsilon", self.epsilon, str(error)) from None
-
-    def _check_delta(self, units: int, what: str) -> None:
-        require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
-
-    def _statement(self, adversary: str, value: float, amplified: bool, **more: Any) -> dict[str, Any]:
-        return {
-            "unit": self.unit,
-            "adjacency": "add_remove",
-            "adversary": adversary,
-            "epsilon": _round_up(value) if math.isfinite(value) else None,
-            "delta": self.delta,
-            "clip": self.clip,
-            "noise_source": self.noise_source,
-            # Sampling is drawn from the run's seed, and whoever knows the sample has no amplification.
-            "simulated": self.noise_source == "seeded" or amplified,
-            **more,
-        }
-
-
-@dataclass(frozen=True)
-class ClientLevel(_Guarantee):
-    """(epsilon, delta) for a whole client, by a central Gaussian (DP-FedAvg, McMahan et al. 2018).
-
-    Client sampling is Poisson with q = participation, updates weigh equally, and the clipped sum is divided by the
-    expected cohort size. It holds for whoever sees released models; a plaintext channel's server sees the updates.
-    """
-
-    unit: ClassVar[Unit] = "client"
+        super().__post_init__()
+        require(0 < self.honest <= 1, "honest", self.honest, "a fraction in (0, 1]")
+        require(self.noise != "central" or self.honest == 1, "honest", self.honest, "1: with noise=central none counts")
 
     def bind(self, facts: Facts) -> "ClientPlan":
         """The plan for a federation.
 
         Raises:
-            ConfigError: if sampling contradicts it, or delta isn't below one over the number of clients.
+            ConfigError: if sampling, participation or drop-outs contradict it, or delta isn't below one over the
+                number of clients.
         """
-        require(
-            facts.sampling == "poisson" or facts.participation == 1,
-            "sampling",
-            facts.sampling,
-            "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)",
-        )
-        self._check_delta(facts.clients, "clients")
-        sigma = self._sigma(facts.participation, facts.rounds)
-        return ClientPlan(self, facts, sigma)
+        if self.noise == "central":
+            hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
+            require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
+        if self.noise == "distributed":
+            hint = "1 with noise=distributed: the sum's noise is made of all clients' shares, whoever is drawn"
+            require(facts.participation == 1, "participation", facts.participation, hint)
+            hint = "0 with noise=distributed: who drops out takes its share of the noise with it"
+            require(facts.dropout == 0, "dropout", facts.dropout, hint)
+        self.check_delta(facts.clients, "clients")
+        # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
+        rate = facts.participation if self.noise == "central" else 1.0
+        return ClientPlan(self, facts, self.sigma(rate, facts.rounds))
 
 
 @dataclass(frozen=True)
@@ -173,37 +83,127 @@ class ClientPlan:
     def noise_source(self) -> Source:
         return self.guarantee.noise_source
 
+    @property
+    def expected(self) -> float:
+        """Expected cohort size K, by which sums are divided."""
+        return self.facts.participation * self.facts.clients
+
+    @property
+    def needed(self) -> int:
+        """How many clients every sum must hold for its noise to be as counted: all that are drawn, or any number (0).
+
+        Who is missing might be honest, and who isn't honest present: one client less is one share less.
+        """
+        facts, central = self.facts, self.guarantee.noise == "central"
+        varies = facts.dropout > 0 or (facts.sampling == "poisson" and facts.participation < 1)
+        return 0 if central or varies else max(1, round(self.expected))
+
+    @property
+    def shares(self) -> int:
+        """How many clients' noise a round's sum holds for sure; 1 (one's own) where cohorts vary, 0 if central."""
+        if self.guarantee.noise == "central":
+            return 0
+        return max(1, math.floor(self.guarantee.honest * self.needed + 1e-9))
+
+    @property
+    def message_multiplier(self) -> float:
+        """Noise on one client's message, over C: z under local noise, z / sqrt(shares) under distributed, else 0."""
+        by = {"central": 0.0, "local": 1.0, "distributed": 1 / math.sqrt(max(1, self.shares))}
+        return by[self.guarantee.noise] * self.noise_multiplier
+
+    @property
+    def sum_multiplier(self) -> float:
+        """Noise that a round's sum holds for sure, over C."""
+        if self.guarantee.noise == "local":
+            return self.noise_multiplier * math.sqrt(self.shares)
+        return self.noise_multiplier
+
+    def noise_std(self, cohort: float) -> float:
+        """Standard deviation of the noise on each coordinate of the released mean if ``cohort`` clients take part."""
+        added = self.noise_multiplier if not self.shares else self.message_multiplier * math.sqrt(cohort)
+        return added * self.clip / self.expected
+
+    def tolerates(self, tampering: int) -> bool:
+        """Whether the guarantee holds although so many clients add no noise."""
+        return self.shares <= max(1, self.needed - tampering)
+
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
-        return {"round": round, "sampling_rate": self.facts.participation, "noise_multiplier": self.noise_multiplier}
+        if self.guarantee.noise == "central":
+            multiplier = {"sampling_rate": self.facts.participation, "noise_multiplier": self.noise_multiplier}
+        else:
+            multiplier = {"noise_multiplier": self.sum_multiplier, "message_multiplier": self.message_multiplier}
+        return {"round": round, **multiplier}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [self._recipient(ledger), self._operator(ledger)]
+
+    def _recipient(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
+        """Against whoever gets models: the sum's noise; amplified by sampling only if it is central.
+
+        Noise by each client grows with the cohort, whose size its length then shows: hiding who takes part behind
+        sampling would presume a size that says nothing.
+        """
+        if self.shares:
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
+        rate = self.facts.participation
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
-        common = {
-            "mechanism": "Poisson-sampled Gaussian on the sum of clipped updates, noise added once by the server",
+        value = epsilon(history, self.guarantee.delta)
+        accountant = accountant_name(history, self.guarantee.delta)
+        return self.guarantee.statement("model_recipient", value, rate < 1, **self._common(ledger, accountant))
+
+    def _operator(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
+        """Against whoever runs the server: it sees who takes part, so that sampling amplifies nothing."""
+        if not self.facts.operator_reads_updates:
+            why = "it sees who takes part and what is released: every round is counted, without amplification"
+            return self._unsampled("server_operator", ledger, "noise_multiplier", why)
+        if self.shares:
+            why = "it reads every message, which holds its own client's noise alone"
+            return self._unsampled("server_operator", ledger, "message_multiplier", why)
+        why, sampled = "the server reads every update before it is clipped and noised", self.facts.participation < 1
+        seen = {**self._common(ledger, "none needed"), "why": why}
+        return self.guarantee.statement("server_operator", math.inf, sampled, **seen)
+
+    def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
+        """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
+        delta, history = self.guarantee.delta, [((1.0, e[noise]), 1) for e in ledger]
+        more: dict[str, Any] = {
+            **self._common(ledger, accountant_name(history, delta)),
+            "adjacency": "zero_out",
+            "sampling": "none",
+            "sampling_rate": 1.0,
+            "noise_multiplier": min((e[noise] for e in ledger), default=self.noise_multiplier),
+            "why": why,
+        }
+        if self.shares:
+            # Local DP compares any two updates: up to 2 C apart.
+            replaced = epsilon([((1.0, z / 2), n) for (_, z), n in history], delta)
+            more["epsilon_replace_one"] = round_up(replaced) if math.isfinite(replaced) else None
+            if noise == "message_multiplier":
+                more["not_covered"] = "that a client takes part, and how many records it says it has"
+            elif self.shares > 1:
+                more["assumes"] = f"at least {self.shares} clients add their noise to every sum, this one among them"
+        return self.guarantee.statement(adversary, epsilon(history, delta), False, **more)
+
+    def _common(self, ledger: list[dict[str, Any]], accountant: str) -> dict[str, Any]:
+        return {
+            "mechanism": MECHANISMS[self.guarantee.noise],
             "sampling": "poisson",
             "sampling_rate": self.facts.participation,
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
-            "accountant": accountant_name(history, self.guarantee.delta),
+            "accountant": accountant,
         }
-        value = epsilon(history, self.guarantee.delta)
-        sampled = self.facts.participation < 1
-        seen = {"why": "the server reads every update before it is clipped and noised"}
-        return [
-            self.guarantee._statement("model_recipient", value, sampled, **common),
-            self.guarantee._statement("server_operator", math.inf, sampled, **common, **seen),
-        ]
 
     def known(self, source: str, client: int) -> Known:
         if source == "update":
-            # The server reads updates as they were sent: what it adds later is no protection against it.
-            return Known()
-        std = self.noise_multiplier * self.clip / (self.facts.participation * self.facts.clients)
-        return Known(clip=self.clip, noise_std=std)
+            # What the server adds later is no protection of an update that it reads.
+            own = self.message_multiplier * self.clip
+            return Known(clip=self.clip, noise_std=own) if self.shares else Known()
+        return Known(clip=self.clip, noise_std=self.noise_std(self.expected))
 
 
 @dataclass(frozen=True)
-class RecordLevel(_Guarantee):
+class RecordLevel(Guarantee):
     """(epsilon, delta) for one record, by DP-SGD on each client (Abadi et al. 2016).
 
     Every client calibrates its own noise to its own sampling rate, so that small clients get the same guarantee. The
@@ -219,9 +219,9 @@ class RecordLevel(_Guarantee):
         Raises:
             ConfigError: if delta isn't below one over the number of records.
         """
-        self._check_delta(sum(facts.records), "records")
+        self.check_delta(sum(facts.records), "records")
         rates = tuple(b / n for b, n in zip(facts.batch, facts.records, strict=True))
-        sigmas = tuple(self._sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
+        sigmas = tuple(self.sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
         return RecordPlan(self, facts, rates, sigmas)
 
 
@@ -271,7 +271,7 @@ class RecordPlan:
             "not_covered": "the number of records of each client, which weights and sampling rates show",
         }
         sampled = min(self.rates) < 1
-        return [self.guarantee._statement(a, value, sampled, **common) for a in ("server_operator", "model_recipient")]
+        return [self.guarantee.statement(a, value, sampled, **common) for a in ("server_operator", "model_recipient")]
 
     def known(self, source: str, client: int) -> Known:
         stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]
@@ -285,7 +285,3 @@ class RecordPlan:
 
 
 Privacy = ClientLevel | RecordLevel
-
-
-def _round_up(value: float, digits: int = 4) -> float:
-    return math.ceil(value * 10**digits) / 10**digits

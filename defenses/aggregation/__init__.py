@@ -1,5 +1,5 @@
-from privbench.defenses.aggregation.mean import ClippedMean, Mean
+from privbench.defenses.aggregation.mean import ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.aggregation.median import CoordinateMedian
 from privbench.defenses.aggregation.rule import Diverged, Rule
 
-__all__ = ["ClippedMean", "CoordinateMedian", "Diverged", "Mean", "Rule"]
+__all__ = ["ClippedMean", "CoordinateMedian", "Diverged", "FixedDenominatorMean", "Mean", "Rule"]

@@ -102,6 +102,28 @@ class ClippedMean:
         return mean
 
 
+@dataclass(frozen=True)
+class FixedDenominatorMean:
+    """The sum over the expected cohort size, whatever the realised one (McMahan et al. 2018, their first estimator).
+
+    For messages that their clients have clipped and noised (:class:`~privbench.defenses.local.ClientNoise`): their
+    noise is far longer than C, so it clips nothing, and one client can move the sum as far as it likes. Extras are
+    dropped, since no noise covers them.
+    """
+
+    linear = True
+    bounded = False
+
+    def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
+        total = _Sum(context)
+        for update in updates:
+            check_finite(update, context)
+            total.add(update)
+        mean = total.mean(normaliser=context.expected)
+        mean.extras.clear()
+        return mean
+
+
 def clip_factor(norm: float | Tensor, bound: float) -> float:
     """``min(1, C / norm)`` with the rounding of float32 kept on the safe side."""
     return min(1.0, bound / max(float(norm), 1e-12) * (1 - 1e-6))

@@ -1,4 +1,5 @@
+from privbench.defenses.local.client_noise import ClientNoise
 from privbench.defenses.local.dp_sgd import DPSGD
 from privbench.defenses.local.local import Local
 
-__all__ = ["DPSGD", "Local"]
+__all__ = ["DPSGD", "ClientNoise", "Local"]

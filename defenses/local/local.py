@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Local:
-    """No protection: shuffled batches, plain gradients, the update as it is. Mechanisms override what they change."""
+    """No protection: shuffled batches, plain gradients, the update as it is. Mechanisms override what they change.
+
+    Attributes:
+        private: it clips and noises records, as a record-level plan counts on.
+        noised: it clips and noises the whole update, as a client-level plan with noise by clients counts on.
+    """
 
     private = False
+    noised = False
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that this mechanism can't train.

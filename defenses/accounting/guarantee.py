@@ -1,0 +1,146 @@
+"""What guarantees have in common: the facts they depend on, the interface of a plan, and their configuration."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.view import Known
+from privbench.defenses.accounting.accountant import noise_multiplier
+from privbench.defenses.noise import Source
+
+Unit = Literal["record", "client"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a federation a guarantee depends on.
+
+    Args:
+        clients, rounds: numbers of.
+        participation: expected share of clients a round.
+        sampling: how they are drawn.
+        records: training records by client.
+        batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
+        operator_reads_updates: whether whoever runs the server reads single updates.
+        dropout: probability that an invited client never answers.
+    """
+
+    clients: int
+    rounds: int
+    participation: float
+    sampling: Literal["fixed", "poisson"]
+    records: tuple[int, ...]
+    batch: tuple[int, ...]
+    steps: tuple[int, ...]
+    operator_reads_updates: bool = True
+    dropout: float = 0.0
+
+
+class Plan(Protocol):
+    """A privacy configuration bound to a federation.
+
+    Attributes:
+        unit: what neighbouring data sets differ in.
+        clip: L2 bound C on one unit's contribution.
+        noise_multiplier: noise standard deviation over C. At the client level on the sum, or on each client's message
+            under local noise; at the record level on a step's sum, the least over clients.
+        noise_source: ``seeded`` or ``system``.
+    """
+
+    @property
+    def unit(self) -> Unit: ...
+
+    @property
+    def clip(self) -> float: ...
+
+    @property
+    def noise_multiplier(self) -> float: ...
+
+    @property
+    def noise_source(self) -> Source: ...
+
+    def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
+        """The ledger's entry for one round."""
+        ...
+
+    def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What is guaranteed against whom after the rounds in ``ledger``, one statement an adversary."""
+        ...
+
+    def known(self, source: str, client: int) -> Known:
+        """What the federation publishes of its noise on a client's ``update``, the ``aggregate`` or the ``release``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """What both units' configurations share.
+
+    Args:
+        epsilon: target; the noise multiplier is calibrated to it over all rounds. Give this or ``noise_multiplier``.
+        noise_multiplier: noise standard deviation over the clip; 0 clips without noise (epsilon is infinite).
+        delta: in (0, 1), below one over the number of units.
+        clip: L2 bound on one unit's contribution, > 0.
+        noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic. Sampling is seeded in
+            both, so an epsilon that rests on amplification by sampling stays simulated.
+    """
+
+    delta: float
+    clip: float
+    epsilon: float | None = None
+    noise_multiplier: float | None = None
+    noise_source: Source = "seeded"
+    unit: ClassVar[Unit]
+
+    def __post_init__(self) -> None:
+        require(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
+        require(0 < self.clip < math.inf, "clip", self.clip, "must be positive")
+        require(
+            (self.epsilon is None) != (self.noise_multiplier is None),
+            "epsilon",
+            self.epsilon,
+            f"give either epsilon or noise_multiplier (now {self.noise_multiplier})",
+        )
+        require(self.epsilon is None or 0 < self.epsilon < math.inf, "epsilon", self.epsilon, "must be positive")
+        z = self.noise_multiplier
+        require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
+
+    def sigma(self, rate: float, steps: int) -> float:
+        """The noise multiplier for so many steps at a sampling rate: the one given, or calibrated to epsilon.
+
+        Raises:
+            ConfigError: if no noise reaches epsilon.
+        """
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        assert self.epsilon is not None
+        try:
+            return noise_multiplier(self.epsilon, self.delta, rate, steps)
+        except ValueError as error:
+            raise ConfigError("epsilon", self.epsilon, str(error)) from None
+
+    def check_delta(self, units: int, what: str) -> None:
+        """Raise :class:`ConfigError` unless delta is below one over the number of units."""
+        require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
+
+    def statement(self, adversary: str, value: float, amplified: bool, **more: Any) -> dict[str, Any]:
+        """One statement, with epsilon rounded up; ``more`` adds fields and replaces them."""
+        return {
+            "unit": self.unit,
+            "adjacency": "add_remove",
+            "adversary": adversary,
+            "epsilon": round_up(value) if math.isfinite(value) else None,
+            "delta": self.delta,
+            "clip": self.clip,
+            "noise_source": self.noise_source,
+            # Sampling is drawn from the run's seed, and whoever knows the sample has no amplification.
+            "simulated": self.noise_source == "seeded" or amplified,
+            **more,
+        }
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """The least number of so many decimals that isn't below ``value``."""
+    return math.ceil(value * 10**digits) / 10**digits
