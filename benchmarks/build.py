@@ -292,3 +292,16 @@ def canonical(value: Any) -> str:
         return int(v) if isinstance(v, float) and v.is_integer() else v
 
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"))
+
+
+def describe(component: Any) -> Any:
+    """The configuration that :func:`build` makes ``component`` of: dataclasses become ``_target_`` and fields."""
+    if dataclasses.is_dataclass(component) and not isinstance(component, type):
+        kind = type(component)
+        fields = {f.name: describe(getattr(component, f.name)) for f in dataclasses.fields(component) if f.init}
+        return {"_target_": f"{kind.__module__}.{kind.__qualname__}", **fields}
+    if isinstance(component, list | tuple):
+        return [describe(one) for one in component]
+    if isinstance(component, Mapping):
+        return {key: describe(one) for key, one in component.items()}
+    return component

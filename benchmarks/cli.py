@@ -16,8 +16,9 @@ commands:
   run [OVERRIDE ...]        train, attack and measure; any Hydra override, -m for a sweep
   report DIR                draw tables and figures from results alone
   partition [OVERRIDE ...]  draw how a task's records lie with its clients
-  attest verify|show        verify an AMD SEV-SNP attestation report, or print its fields
-  attest measure            compute the launch measurement that a guest should have
+  attest verify|show|measure|collect
+                            AMD SEV-SNP reports: verify, print, expected measurement, get one inside a guest
+  attest receipt|decision   signed receipts of a run's rounds, and of single decisions
 
 examples:
   privbench run experiment=quickstart

@@ -13,6 +13,7 @@ from torch import nn
 from privbench.attacks.poisoning import Poisoner
 from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, conform, require, resolve, settings
 from privbench.benchmarks.federation.federation import Federation, number_of_clients
+from privbench.benchmarks.federation.server import ServerSGD
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.tasks.classification import Classification
@@ -148,8 +149,9 @@ def prepare(config: dict[str, Any]) -> Prepared:
         poisoner=experiment.poisoning,
         seed=experiment.seed,
         watched=_victims(experiment) if leakage else frozenset(),
-        keep=frozenset(leakage.rounds) if leakage else frozenset(),
+        keep=_kept(leakage, experiment.federation) if leakage else frozenset(),
         device=device,
+        architecture=experiment.model,
     )
     _check_attacks(experiment, federation)
     chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
@@ -176,14 +178,37 @@ def _victims(experiment: Experiment) -> frozenset[int]:
         raise error.under("leakage") from None
 
 
+def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
+    """Rounds whose views the attacks look at, and the one before each where the server's momentum has to be undone."""
+    looked_at = {r for attacked in leakage.rounds for r in leakage.window(attacked)}
+    momentum = isinstance(settings.server, ServerSGD) and settings.server.momentum > 0
+    return frozenset(looked_at | ({r - 1 for r in looked_at} if momentum else set()))
+
+
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
     if leakage:
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
         both = sorted(federation.watched & federation.attackers)
         require(not both, "leakage.victims", both, "clients that the poisoner doesn't own (it owns the last ones)")
+        _check_coalitions(experiment, leakage, federation)
     if experiment.poisoning:
         require(experiment.task.trigger is not None, "task.trigger", None, "a trigger, which this poisoner needs")
+
+
+def _check_coalitions(experiment: Experiment, leakage: Leakage, federation: Federation) -> None:
+    """Colluders are others than the victim, and compute their updates a second time."""
+    several = max(number for *_, number in leakage.coalitions)
+    most = federation.clients - 1
+    require(several <= most, "leakage.adversaries", several, f"at most {most} colluding clients, all but the victim")
+    defense, poisoner = experiment.defense, experiment.poisoning
+    noisy = defense.local.private or defense.local.noised
+    drawn = noisy and defense.privacy is not None and defense.privacy.noise_source == "system"
+    hint = "colluding clients only where a client's noise can be drawn again: noise_source=seeded"
+    require(not (several and drawn), "leakage.adversaries", list(leakage.adversaries), hint)
+    reads = poisoner is not None and poisoner.wants_others and defense.channel.plaintext
+    hint = "no colluding clients beside a poisoner that reads others' updates first"
+    require(not (several and reads), "leakage.adversaries", list(leakage.adversaries), hint)
 
 
 def _device(name: str) -> torch.device:

@@ -8,26 +8,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation, Round
-from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.federation.view import View
-from privbench.benchmarks.measures.leakage import Leakage, is_image
+from privbench.benchmarks.measures import noise
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision
-from privbench.benchmarks.tasks.task import Split
+from privbench.defenses.accounting import ClientPlan
 from privbench.defenses.aggregation import Diverged
 
 Status = Literal["complete", "failed", "diverged"]
 Row = dict[str, Any]
-
-DISTRACTORS = 64
-"""Other clients' records that the baseline ``other_image`` is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,12 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     workers = federation.workers(jobs)
     state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
-    side = federation.client_side()
     model = copy.deepcopy(prepared.model).to(federation.device)
-    engine = None
+    session = engine = None
     try:
-        engine = engines.start(side, workers, federation.device)
+        session = federation.session(state, prepared.id, record.path / "artifacts" / "attestation", workers)
+        side = federation.client_side(session)
+        engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
         progress.start(prepared, state.round)
         for finished in federation.run(state, side, engine):
             rows = list(_measure(prepared, finished, model, side, engine, record))
@@ -102,6 +99,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             state = finished.state
             record.checkpoint(state)
             progress.round(finished.round, rows)
+        assurance = session.assurance
     except Diverged as error:
         record.finish("diverged", str(error))
         return Outcome("diverged", how, str(error))
@@ -114,7 +112,9 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         progress.stop()
         if engine:
             engine.close()
-    record.finish("complete", privacy=_statements(federation, state.ledger))
+        if session:
+            session.close()
+    record.finish("complete", privacy=_statements(federation, state.ledger), assurance=assurance)
     return Outcome("complete", how)
 
 
@@ -132,9 +132,9 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "revision": revision(),
         "packages": packages,
         "machine": {**machine, "workers": workers, "device": str(prepared.federation.device)},
-        # No party is separated from another by anything that evidence could show.
+        # Until the run is complete, nothing is assured; what is then, evidence shows.
         "assurance": "none",
-        "isolation": "same_host" if workers > 1 else "same_process",
+        "isolation": "same_host" if workers > 1 or prepared.experiment.defense.channel.apart else "same_process",
         "reproducible": privacy is None or privacy.noise_source == "seeded",
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,
@@ -160,13 +160,22 @@ def _measure(
     yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
     sizes = finished.views["network"].rounds[-1].sizes
     yield {"metric": "update_bytes", "round": number, "value": sum(sizes.values()) / max(1, len(sizes))}
-    for name, value in finished.released.aggregate.extras.items():
+    for name, value in finished.released.costs.items():
+        yield {"metric": name, "round": number, "value": value}
+    if (refused := finished.released.refused) is not None:
+        yield {"metric": "refused", "round": number, "value": sum(refused.values())}
+        for name, value in sorted(refused.items()):
+            yield {"metric": f"refused_{name}", "round": number, "value": value}
+    for name, value in finished.released.extras.items():
         yield {"metric": name, "round": number, "value": float(value)}
     if last or number % settings.evaluate_every == 0:
         federation.layout.write(finished.released.model, model)
         yield from _utility(prepared.experiment, model, number)
     if prepared.experiment.leakage and number in prepared.experiment.leakage.rounds:
-        yield from _leakage(prepared, prepared.experiment.leakage, finished, side, engine, record)
+        yield from attacks(prepared, prepared.experiment.leakage, finished, side, engine, record)
+    if last and isinstance(federation.plan, ClientPlan):
+        defense, seed = prepared.experiment.defense, prepared.experiment.seed
+        yield from noise.rows(defense, federation.plan, federation.layout, seed, number)
     if last and federation.plan:
         for statement in federation.plan.statements(finished.state.ledger):
             infinite = statement["epsilon"] is None
@@ -200,71 +209,3 @@ def _refuse_nonfinite(rows: list[Row], number: int) -> None:
     for row in rows:
         if isinstance(row["value"], float) and not math.isfinite(row["value"]):
             raise Diverged(f"{row['metric']} is {row['value']} after round {number}")
-
-
-@dataclass(frozen=True)
-class _Target:
-    """One attack: on one client's update, by one adversary."""
-
-    measure: Leakage
-    view: View
-    round: int
-    client: int
-    truth: Split
-    distractors: Tensor
-    generator: torch.Generator
-
-
-def _attack(_: ClientSide, target: _Target) -> tuple[list[Row], dict[str, Any]]:
-    t = target
-    return t.measure.measure(t.view, t.round, t.client, t.truth, t.generator, t.distractors)
-
-
-def _leakage(
-    prepared: Prepared, leakage: Leakage, finished: Round, side: ClientSide, engine: engines.Engine, record: Record
-) -> Iterator[Row]:
-    """Attack every victim with every adversary's view; the engine's workers share the attacks."""
-    targets: list[_Target] = []
-    for adversary in leakage.adversaries:
-        for client in sorted(prepared.federation.watched):
-            who = {"round": finished.round, "client": client, "adversary": adversary}
-            truth = _used(side, client, finished.round)
-            if client not in finished.answered or len(truth) == 0:
-                reason = f"client {client} used no record in round {finished.round}"
-                name = "psnr_db" if is_image(finished.views[adversary].public) else "mse"
-                yield {"metric": name, **who, "value": None, "status": "not_applicable", "reason": reason}
-                continue
-            seed = prepared.experiment.seed
-            targets.append(
-                _Target(
-                    leakage,
-                    finished.views[adversary],
-                    finished.round,
-                    client,
-                    truth,
-                    _others(side, client),
-                    stream(seed, f"leakage/{adversary}", finished.round, client),
-                )
-            )
-    for target, (rows, arrays) in zip(targets, engine.map(_attack, targets), strict=True):
-        yield from rows
-        if arrays:
-            who = target.view.adversary.replace(" ", "_")
-            record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
-
-
-def _used(side: ClientSide, client: int, number: int) -> Split:
-    """The records behind a client's update: those that its local steps drew."""
-    share = side.shares[client]
-    batches = side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))
-    drawn = torch.cat([*batches, torch.zeros(0, dtype=torch.int64)])
-    return side.data.take(share[drawn.unique()])
-
-
-def _others(side: ClientSide, client: int) -> Tensor:
-    """Inputs of other clients' records, ``(m, *shape)``."""
-    mine = torch.zeros(len(side.data), dtype=torch.bool)
-    mine[side.shares[client]] = True
-    others = torch.nonzero(~mine).squeeze(1)
-    chosen = torch.randperm(len(others), generator=stream(side.seed, "distractors", client=client))[:DISTRACTORS]
-    return side.data.x[others[chosen]]

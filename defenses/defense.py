@@ -7,7 +7,7 @@ from torch import nn
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.update import Layout
 from privbench.defenses.accounting.plan import ClientLevel, Facts, Plan, Privacy, RecordLevel
-from privbench.defenses.aggregation import ClippedMean, Mean, Rule
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean, Rule
 from privbench.defenses.channel import Channel, Plaintext
 from privbench.defenses.local import Local
 from privbench.defenses.release import Release, Unchanged
@@ -35,11 +35,20 @@ class Defense:
         client_level = isinstance(self.privacy, ClientLevel)
         record_level = isinstance(self.privacy, RecordLevel)
         name = type(self.aggregation).__name__
+        noise = self.privacy.noise if isinstance(self.privacy, ClientLevel) else None
         require(
-            self.release.private == client_level,
+            self.release.private == (noise == "central"),
             "privacy" if self.release.private else "release",
             None if self.release.private else type(self.release).__name__,
-            "central noise and a client-level guarantee go together: release=CentralGaussian with privacy=ClientLevel",
+            "central noise and a client-level guarantee go together: release=CentralGaussian with privacy=ClientLevel"
+            " and its noise=central",
+        )
+        require(
+            self.local.noised == (noise in ("local", "distributed")),
+            "privacy" if self.local.noised else "local",
+            None if self.local.noised else type(self.local).__name__,
+            "noise by clients goes together with its guarantee: local=ClientNoise with privacy=ClientLevel and its"
+            " noise=local or distributed",
         )
         require(
             self.local.private == record_level,
@@ -48,13 +57,19 @@ class Defense:
             "DP-SGD and a record-level guarantee go together: local=DPSGD with privacy=RecordLevel",
         )
         require(
-            not client_level or self.aggregation.bounded,
+            isinstance(self.aggregation, FixedDenominatorMean) == self.local.noised,
+            "aggregation",
+            name,
+            "messages that clients have noised are summed as they are: FixedDenominatorMean with local=ClientNoise",
+        )
+        require(
+            noise != "central" or self.aggregation.bounded,
             "aggregation",
             name,
             "a client-level guarantee needs a rule with a proven sensitivity: use ClippedMean",
         )
         require(
-            self.channel.plaintext or self.aggregation.linear,
+            not self.channel.sums_only or self.aggregation.linear,
             "aggregation",
             name,
             "this channel shows the sum alone: use a rule that is a sum",
@@ -90,5 +105,6 @@ class Defense:
         try:
             return self.privacy.bind(facts)
         except ConfigError as error:
-            # Sampling is the federation's field, everything else the plan's own.
-            raise error.under("federation" if error.field == "sampling" else "defense.privacy") from None
+            # These are the federation's fields, everything else is the plan's own.
+            theirs = error.field in ("sampling", "participation", "dropout")
+            raise error.under("federation" if theirs else "defense.privacy") from None

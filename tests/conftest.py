@@ -61,7 +61,7 @@ def federate(task: Classification, mlp: nn.Module) -> Callable[..., Trained]:
         settings = FederationSettings(**{"clients": 6, "rounds": 2, **options}, local=LocalWork(**(local or {})))
         federation = Federation(settings, **{"task": task, "model": mlp, **own})
         side = federation.client_side()
-        engine = engines.start(side, workers, torch.device("cpu"))
+        engine = engines.start(side, workers, torch.device("cpu"), federation.defense.channel.apart)
         done = Trained(federation, [])
         try:
             for finished in federation.run(federation.start(), side, engine):
@@ -69,6 +69,7 @@ def federate(task: Classification, mlp: nn.Module) -> Callable[..., Trained]:
                 done.models.append(finished.state.model.clone())
         finally:
             engine.close()
+            side.channel.close()
         return done
 
     return run

@@ -97,6 +97,8 @@ CASES = {
     "leakage": [*LEAKAGE, "federation.rounds=4"],
     "dp_local": ["defense=dp_local", "defense.privacy.delta=1e-3", "federation.rounds=3"],
     "dp_central": ["defense=dp_central", "federation.participation=0.6", "federation.rounds=4"],
+    "dp_local_client": ["defense=dp_local_client", "federation.participation=0.6", "federation.rounds=3"],
+    "distributed": ["defense=dp_local_client", "defense.privacy.noise=distributed", "federation.rounds=3"],
     "backdoor": ["poisoning=model_replacement", "federation=fedadam", "federation.dropout=0.3", "federation.rounds=3"],
     "fedavgm": ["federation=fedavgm", "federation.participation=0.5", "federation.rounds=4"],
 }
@@ -118,6 +120,17 @@ def test_a_killed_run_resumes_to_identical_metrics(tmp_path, case, before_checkp
     assert (manifest(path)["resumed"], manifest(other)["resumed"]) == (0, 1)
     artifacts = [sorted(f.name for f in (p / "artifacts").glob("*")) for p in (path, other)]
     assert artifacts[0] == artifacts[1]
+
+
+def test_shares_of_noise_into_an_attested_aggregator_resume_too(tmp_path):
+    case = ["defense=tee_dp_distributed", "federation.rounds=3"]
+    _, path = do(tmp_path / "a", *case)
+    killed(tmp_path / "b", *case)
+    outcome, other = do(tmp_path / "b", *case)
+    assert (outcome.status, outcome.how) == ("complete", "resumed")
+    assert lines(path) == lines(other)
+    assert manifest(path)["privacy"] == manifest(other)["privacy"]
+    assert manifest(other)["assurance"] == "software"
 
 
 def test_killed_twice_and_in_the_first_round(tmp_path):

@@ -1,4 +1,5 @@
 from privbench.attacks.poisoning.backdoor import Backdoor
+from privbench.attacks.poisoning.imitation import Imitation
 from privbench.attacks.poisoning.poisoner import Poisoner
 
-__all__ = ["Backdoor", "Poisoner"]
+__all__ = ["Backdoor", "Imitation", "Poisoner"]

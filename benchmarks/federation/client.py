@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.benchmarks.tasks.trigger import Patch
 from privbench.defenses.accounting.plan import Plan
-from privbench.defenses.channel import Channel, Message
+from privbench.defenses.channel import Message, Session
 from privbench.defenses.local import Local
 
 
@@ -28,7 +28,7 @@ class ClientSide:
         data: all training records; ``shares[c]`` are client c's, as indices.
         spec, trigger: of the task.
         model, layout, loss, work: what is trained and how.
-        local, channel, plan: the client's part of the defense.
+        local, channel, plan: the client's part of the defense; the channel is at work in this run.
         poisoner: who owns ``attackers``, if anybody.
         weights: each client's weight in the server's step from an expected cohort.
         received: the model of the round, ``(layout.size,)``, in memory that workers share.
@@ -45,7 +45,7 @@ class ClientSide:
     loss: Loss
     work: LocalWork
     local: Local
-    channel: Channel
+    channel: Session
     plan: Plan | None
     poisoner: Poisoner | None
     attackers: frozenset[int]
@@ -53,6 +53,11 @@ class ClientSide:
     received: Tensor
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
+
+    @property
+    def owned(self) -> float:
+        """Weight of the poisoner's clients together in the server's step from an expected cohort, in [0, 1]."""
+        return min(1.0, sum(self.weights[c] for c in self.attackers))
 
     def trainer(self, local: Local) -> Trainer:
         """This process's trainer for a mechanism, made at first use."""
@@ -70,7 +75,6 @@ class Job:
         model: a model sent to this client alone (an active operator's); ``None`` is the round's.
         inbox: what the channel relayed to it.
         state: what it kept.
-        update: its update from the first phase, in later ones.
         others: updates that its poisoner can read.
     """
 
@@ -80,34 +84,67 @@ class Job:
     model: Tensor | None = None
     inbox: Any = None
     state: dict[str, Any] = field(default_factory=dict)
-    update: Update | None = None
     others: tuple[Update, ...] = ()
 
 
+@dataclass(frozen=True)
+class Turn:
+    """What this client does in this round: the same at every call where noise is seeded."""
+
+    side: ClientSide
+    job: Job
+
+    @property
+    def poisoner(self) -> Poisoner | None:
+        """Who owns this client."""
+        return self.side.poisoner if self.job.client in self.side.attackers else None
+
+    @property
+    def local(self) -> Local:
+        """Its mechanism: who changes the training drops the noise that it should add; who changes data alone can't."""
+        return Local() if self.poisoner is not None and self.poisoner.tampers else self.side.local
+
+    @property
+    def work(self) -> LocalWork:
+        return self.poisoner.work(self.side.work) if self.poisoner is not None else self.side.work
+
+    @property
+    def tampers(self) -> Literal["code", "message"] | None:
+        """What of its message an attested guest with the agreed code didn't make."""
+        return self.poisoner.forges if self.poisoner is not None else None
+
+    def records(self) -> Split:
+        """What it trains on."""
+        side, client, poisoner = self.side, self.job.client, self.poisoner
+        records = side.data.take(side.shares[client])
+        if poisoner is None:
+            return records
+        # The same records in every round: the adversary poisons its data set once.
+        return poisoner.poison(records, side.spec, side.trigger, stream(side.seed, "poison", 0, client))
+
+    def update(self) -> Update:
+        """What it sends, after its mechanism and its poisoner."""
+        side, job, poisoner = self.side, self.job, self.poisoner
+        received = side.received if job.model is None else job.model
+        records, local = self.records(), self.local
+        update = side.trainer(local).train(received, records, self.work, job.client, side.plan, side.seed, job.round)
+        if poisoner is not None:
+            craft = stream(side.seed, "craft", job.round, job.client)
+            update = poisoner.craft(update, job.others, side.owned, craft)
+        return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+
+
 def take_turn(side: ClientSide, job: Job) -> Message:
-    """Train (in the first phase), protect, and hand the update to the channel's client side."""
+    """Hand one client's turn to the channel's client side, which has it trained in the last phase."""
     start = time.perf_counter()
-    update = job.update if job.update is not None else _compute(side, job)
-    message = side.channel.client(job.phase, update, job.client, job.inbox, job.state)
-    if len(side.channel.phases) > 1:
-        message.state["update"] = update
+    # Whatever a phase keeps passes through the coordinator, which must not hold an update that the channel hides.
+    turn = Turn(side, job) if job.phase == side.channel.phases[-1] else None
+    received = side.received if job.model is None else job.model
+    message = side.channel.client(job.phase, turn, job.client, received, job.inbox, job.state)
     message.seconds = time.perf_counter() - start
     return message
 
 
-def _compute(side: ClientSide, job: Job) -> Update:
-    received = side.received if job.model is None else job.model
-    records = side.data.take(side.shares[job.client])
-    poisoner = side.poisoner if job.client in side.attackers else None
-    local = side.local
-    if poisoner is not None:
-        # The same records in every round: the adversary poisons its data set once.
-        records = poisoner.poison(records, side.spec, side.trigger, stream(side.seed, "poison", 0, job.client))
-        # Whoever changes the training code drops the noise that it should add; whoever only changes data can't.
-        local = Local() if poisoner.tampers else local
-    update = side.trainer(local).train(received, records, side.work, job.client, side.plan, side.seed, job.round)
-    if poisoner is not None:
-        craft = stream(side.seed, "craft", job.round, job.client)
-        share = min(1.0, sum(side.weights[c] for c in side.attackers))
-        update = poisoner.craft(update, job.others, share, craft)
-    return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+def compute(side: ClientSide, job: Job) -> Update:
+    """The update of this client in this round."""
+    return Turn(side, job).update()

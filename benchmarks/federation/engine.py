@@ -203,10 +203,15 @@ def _portable(error: Exception) -> Exception:
     return ClientFailed(traceback.format_exc())
 
 
-def start(context: Any, workers: int, device: torch.device) -> Engine:
-    """A pool for several workers on the CPU, else a serial engine (a GPU's context can't be forked)."""
+def start(context: Any, workers: int, device: torch.device, apart: bool = False) -> Engine:
+    """A pool for several workers on the CPU, else a serial engine (a GPU's context can't be forked).
+
+    Args:
+        apart: clients must not run in this process: a pool also for one worker.
+    """
     forks = "fork" in multiprocessing.get_all_start_methods()
-    return Pool(context, workers) if workers > 1 and device.type == "cpu" and forks else Serial(context)
+    several = workers > 1 or apart
+    return Pool(context, workers) if several and device.type == "cpu" and forks else Serial(context)
 
 
 def warm(_: Any, item: int) -> int:

@@ -4,12 +4,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.build import require
+from privbench.benchmarks.federation import attested
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.distribution import Distribution, Honest
@@ -20,10 +22,14 @@ from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.federation.view import Public, RoundView, View, unprotected
 from privbench.benchmarks.tasks.classification import Classification
+from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
-from privbench.defenses.accounting import Facts
+from privbench.defenses.accounting import ClientPlan, Facts
 from privbench.defenses.aggregation import Diverged
-from privbench.defenses.channel import Message
+from privbench.defenses.channel import Attested, ChannelLost, Message, Session, Setup
+
+ATTEMPTS = 2
+"""At a round whose channel is lost; then the run stops, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Federation:
         keep: rounds whose views later rounds still hold; others are dropped after their round.
         device: where clients train.
         distribution: how the model reaches clients.
+        architecture: the model's configuration, which attested clients build it from; ``None`` where there is none.
 
     Raises:
         ConfigError: for a combination that can't run, before anything is trained.
@@ -78,6 +85,7 @@ class Federation:
     keep: frozenset[int] = frozenset()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     distribution: Distribution = field(default_factory=Honest)
+    architecture: Architecture | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -110,7 +118,21 @@ class Federation:
             attackers,
             f"at most the number of clients, {self.clients}",
         )
+        tampering = attackers if self.poisoner and self.poisoner.tampers else 0
+        require(
+            not isinstance(self.plan, ClientPlan) or self.plan.tolerates(tampering),
+            "defense.privacy.honest",
+            getattr(self.defense.privacy, "honest", None),
+            f"{tampering} of {self.clients} clients tamper and add no noise: count on the others alone",
+        )
         self.attackers = frozenset(range(self.clients - attackers, self.clients))
+        if self.attests:
+            attested.check(self)
+
+    @property
+    def attests(self) -> bool:
+        """Whether clients train in attested guests."""
+        return isinstance(self.defense.channel, Attested) and self.defense.channel.attest_clients
 
     def _facts(self) -> Facts:
         records = tuple(len(s) for s in self.shares)
@@ -123,6 +145,8 @@ class Federation:
             records=records,
             batch=tuple(work.batch(n) for n in records),
             steps=tuple(work.local_steps(n) for n in records),
+            operator_reads_updates=self.defense.channel.plaintext,
+            dropout=self.settings.dropout,
         )
 
     @property
@@ -152,8 +176,47 @@ class Federation:
         """The state before the first round."""
         return ServerState(round=0, model=self.layout.read(self.model))
 
-    def client_side(self) -> ClientSide:
-        """What an engine's processes need to run clients."""
+    def session(self, state: ServerState, run: str = "run", folder: Path | None = None, workers: int = 1) -> Session:
+        """The channel at work in this run, before its first round or after ``state.round`` of them.
+
+        Args:
+            run: the run's name.
+            folder: where the channel keeps what outlives the run.
+            workers: processes that clients run in.
+
+        Raises:
+            Unavailable: if the channel can't be had here.
+        """
+        spec = self.task.spec
+        setup = Setup(
+            run=run,
+            seed=self.seed,
+            model=self.layout.read(self.model),
+            layout=self.layout,
+            pipeline=self._pipeline,
+            privacy=self.defense.privacy,
+            facts=self.facts,
+            weighting=self.weighting,
+            share=self.settings.local.share,
+            learning_rate=self.settings.local.learning_rate,
+            schema=f"{spec.name} {spec.shape} {spec.classes}",
+            folder=folder,
+            training=attested.training(self) if self.attests else None,
+            tampered=self.poisoner.patches(self._owned) if self.attests and self.poisoner else {},
+            workers=workers,
+        )
+        return self.defense.channel.start(setup, state)
+
+    @property
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(self.defense.aggregation, self.defense.release, self.settings.server)
+
+    def client_side(self, session: Session | None = None) -> ClientSide:
+        """What an engine's processes need to run clients.
+
+        Args:
+            session: the channel at work; ``None`` starts one.
+        """
         return ClientSide(
             seed=self.seed,
             data=self.task.data.train,
@@ -165,7 +228,7 @@ class Federation:
             loss=self.task.loss,
             work=self.settings.local,
             local=self.defense.local,
-            channel=self.defense.channel,
+            channel=session or self.session(self.start()),
             plan=self.plan,
             poisoner=self.poisoner,
             attackers=self.attackers,
@@ -173,6 +236,11 @@ class Federation:
             received=torch.empty(self.layout.size).share_memory_(),
             device=self.device,
         )
+
+    @property
+    def _owned(self) -> float:
+        weights = self._weights()
+        return min(1.0, sum(weights[c] for c in self.attackers))
 
     def _weights(self) -> list[float]:
         size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
@@ -192,7 +260,7 @@ class Federation:
             Diverged: if the model leaves the finite numbers.
             WorkerDied, ClientFailed: if a worker dies or a client function raises.
         """
-        pipeline = Pipeline(self.defense.aggregation, self.defense.release, self.settings.server)
+        pipeline, channel = self._pipeline, side.channel
         public = self.public
         while state.round < self.settings.rounds:
             begin = time.perf_counter()
@@ -216,8 +284,18 @@ class Federation:
                 crafted=self._crafted(state.model, here),
             )
             timer = _Timer()
-            messages = timer.waiting(self._messages(here, context, state, engine))
-            released, views, state = self.defense.channel.server(messages, pipeline, state, context)
+            outcome = channel.stored(state, context)
+            for attempt in range(ATTEMPTS) if outcome is None else ():
+                messages = timer.waiting(self._messages(here, context, state, side, engine))
+                try:
+                    outcome = channel.server(messages, pipeline, state, context)
+                    break
+                except ChannelLost:
+                    if attempt + 1 == ATTEMPTS:
+                        raise
+                    channel.recover(state)
+            assert outcome is not None
+            released, views, state = outcome
             if not bool(torch.isfinite(released.model).all()):
                 raise Diverged(f"the model holds NaN or infinity after round {number}")
             state.model, state.round = released.model, number
@@ -229,12 +307,17 @@ class Federation:
             yield Round(number, state, invited, here, seen, released, seconds)
 
     def _messages(
-        self, here: tuple[int, ...], context: RoundContext, state: ServerState, engine: engines.Engine
+        self,
+        here: tuple[int, ...],
+        context: RoundContext,
+        state: ServerState,
+        side: ClientSide,
+        engine: engines.Engine,
     ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
-        channel, number = self.defense.channel, context.round
+        channel, number = side.channel, context.round
         jobs = [
-            Job(c, number, channel.phases[0], model=context.crafted.get(c))
+            Job(c, number, channel.phases[0], context.crafted.get(c), state=state.clients.get(c, {}))
             for c in sorted(here, key=lambda c: (c in self.attackers, c))
         ]
         for phase in channel.phases[:-1]:
@@ -242,11 +325,11 @@ class Federation:
             inbox = channel.relay(phase, messages, state)
             following = channel.phases[channel.phases.index(phase) + 1]
             jobs = [
-                Job(m.client, number, following, inbox=inbox[m.client], state=m.state, update=m.state["update"])
+                Job(m.client, number, following, context.crafted.get(m.client), inbox[m.client], m.state)
                 for m in messages
                 if m.client in inbox
             ]
-        return self._phase(jobs, engine)
+        return _remembering(self._phase(jobs, engine), state)
 
     def _phase(self, jobs: list[Job], engine: engines.Engine) -> Iterator[Message]:
         honest = [j for j in jobs if j.client not in self.attackers]
@@ -274,6 +357,14 @@ class Federation:
             for name, view in views.items():
                 state.views.setdefault(name, []).append(view)
         return seen
+
+
+def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Message]:
+    """The messages, and what each client keeps for the next round."""
+    for message in messages:
+        if message.state:
+            state.clients[message.client] = message.state
+        yield message
 
 
 def number_of_clients(settings: FederationSettings, task: Classification) -> int:

@@ -27,6 +27,7 @@ class ServerState:
         round: last finished round, 0 before the first.
         model: global model, shape ``(layout.size,)``, float32.
         optimizer, rule, release, channel: what these keep between rounds, by name.
+        clients: what each client itself keeps between rounds, by client; here because this process simulates them.
         ledger: privacy history, one entry a round and mechanism.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
     """
@@ -37,6 +38,7 @@ class ServerState:
     rule: dict[str, Any] = field(default_factory=dict)
     release: dict[str, Any] = field(default_factory=dict)
     channel: dict[str, Any] = field(default_factory=dict)
+    clients: dict[int, dict[str, Any]] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
     views: dict[str, list[RoundView]] = field(default_factory=dict)
 
@@ -173,10 +175,21 @@ class RoundContext:
 
 @dataclass(frozen=True)
 class Released:
-    """What leaves the channel: the aggregate after the release station, and the next model, ``(d,)``."""
+    """What leaves the channel.
 
-    aggregate: Update
+    Args:
+        model: the next model, ``(d,)``.
+        extras: the aggregate's further tensors, after the release station.
+        aggregate: after the release station; ``None`` where the channel shows the model alone.
+        costs: what the channel itself took in the round, by metric name (seconds, bytes).
+        refused: messages that the channel refused, by the refusal's name; ``None`` for a channel that refuses none.
+    """
+
     model: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    aggregate: Update | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    refused: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -193,4 +206,4 @@ class Pipeline:
         noise = stream(context.seed, "release", context.round)
         aggregate = self.release.release(aggregate, state.release, context, noise)
         model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
-        return Released(aggregate, model)
+        return Released(model, aggregate.extras, aggregate)

@@ -169,7 +169,7 @@ def group(runs: Iterable[Run], revisions: bool = False) -> list[Arm]:
         more = chosen[arm.key]
         if alike[same] > 1:
             more += _differences(arm, [a for a in arms if (a.runs[0].label, chosen[a.key]) == same])
-        if any(r.manifest["assurance"] == "software" for r in arm.runs):
+        if any(r.manifest["shown_assurance"] == "software" for r in arm.runs):
             more += ("software TEE",)
         if revisions:
             more += ("revision " + " and ".join(sorted({r.revision for r in arm.runs})),)

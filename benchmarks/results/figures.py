@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from privbench.benchmarks.results.arms import GUESSES, Arm, estimate
+from privbench.benchmarks.results.attested import attested_clients
 from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.mechanisms import noise_mechanisms
 from privbench.benchmarks.results.reconstructions import reconstructions
 from privbench.benchmarks.results.style import (
     COLUMN,
@@ -33,14 +35,24 @@ from privbench.benchmarks.results.table import floor, number
 __all__ = [
     "accuracy_over_rounds",
     "asr_over_rounds",
+    "attested_clients",
     "every",
     "leakage",
+    "noise_mechanisms",
     "privacy_utility",
     "reconstructions",
     "save",
     "write",
 ]
-NAMES = ("privacy_utility", "accuracy_over_rounds", "asr_over_rounds", "leakage", "reconstructions")
+NAMES = (
+    "privacy_utility",
+    "accuracy_over_rounds",
+    "asr_over_rounds",
+    "leakage",
+    "noise_mechanisms",
+    "attested_clients",
+    "reconstructions",
+)
 """How the names of the files begin."""
 
 
@@ -50,7 +62,7 @@ def every(results: Results) -> Iterator[tuple[str, Figure]]:
     Raises:
         Refused: if an arm can't be averaged.
     """
-    simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage)
+    simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage, noise_mechanisms, attested_clients)
     for name, draw in zip(NAMES, simple, strict=False):
         figure = draw(results)
         if figure is not None:
@@ -180,6 +192,8 @@ def leakage(results: Results) -> Figure | None:
         panels = figure.subplots(len(shown), 1, squeeze=False, sharex=alike)[:, 0]
         for axes, (adversary, metric) in zip(panels, shown, strict=True):
             _bars(axes, arms, adversary, metric)
+        for axes, (_, metric) in zip(panels, shown, strict=True):
+            axes.set_xlim(left=0)  # only now: it ends the growth of an axis that panels share
             axes.set_yticks(range(len(arms)), names)
             if axes is panels[-1] or not alike:
                 axes.set_xlabel(AXES[metric])
@@ -209,7 +223,6 @@ def _bars(axes: Axes, arms: list[Arm], adversary: str, metric: str) -> None:
                 axes.plot(guess, row, marker, color="black", markersize=4.5, markerfacecolor="none", label=label)
                 drawn.add(name)
     axes.set_ylim(len(arms) - 0.5, -0.5)
-    axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)
     axes.set_title(f"seen by {words(adversary)}")
 

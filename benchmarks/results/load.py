@@ -183,28 +183,32 @@ class Results:
 
 
 def _assurance(arm: Arm) -> list[Refusal]:
-    """``software`` is labelled as such and never averaged with anything else; a claim of more needs evidence.
+    """``software`` is labelled as such and never averaged with anything else; nothing is believed without evidence.
 
-    Assurance is recomputed from evidence, never believed from a field, and there is no evidence format yet.
+    What the evidence's bytes show (``shown_assurance``) counts; a manifest that claims anything else is refused.
     """
-    claims = {r.manifest["assurance"] for r in arm.runs}
     found = []
-    if len(claims) > 1:
-        named = "a software TEE passed off as hardware" if "software" in claims else "mixed assurance"
-        reason = f"{named}: assurance {' and '.join(sorted(claims))} in one arm"
+    for run in arm.runs:
+        claim, shown = run.manifest["assurance"], run.manifest["shown_assurance"]
+        if claim != shown and run.status == "complete":
+            named = "a software TEE passed off as hardware: " if (claim, shown) == ("hardware", "software") else ""
+            reason = f"{named}assurance {claim} is claimed, its evidence shows {shown}"
+            found.append(Refusal(arm.key, arm.label, (run.id,), reason))
+        elif run.attested and shown == "none" and run.status == "complete":
+            reason = "the defense attests its aggregator, and there is no evidence that holds"
+            found.append(Refusal(arm.key, arm.label, (run.id,), reason))
+    shown = {r.manifest["shown_assurance"] for r in arm.runs}
+    if len(shown) > 1 and not found:
+        reason = f"mixed assurance: {' and '.join(sorted(shown))} in one arm"
         found.append(Refusal(arm.key, arm.label, tuple(r.id for r in arm.runs), reason))
-    unproven = [r for r in arm.runs if r.manifest["assurance"] not in ("none", "software")]
-    if unproven:
-        claimed = " and ".join(sorted({r.manifest["assurance"] for r in unproven}))
-        reason = f"assurance {claimed} is claimed without evidence that can be checked"
-        found.append(Refusal(arm.key, arm.label, tuple(r.id for r in unproven), reason))
     return found
 
 
 def _bare(run: Run) -> Run:
     settings = {k: v for k, v in run.settings.items() if k not in ("defense", "poisoning")}
     choices = {**run.choices, "defense": "none", "poisoning": "none"}
-    return replace(run, manifest={**run.manifest, "settings": settings, "choices": choices, "assurance": "none"})
+    nothing = dict.fromkeys(("assurance", "shown_assurance"), "none")
+    return replace(run, manifest={**run.manifest, "settings": settings, "choices": choices, **nothing})
 
 
 def load(path: str | Path, mixed_revisions: bool = False) -> Results:

@@ -1,6 +1,7 @@
 """Reading a run directory: every file is checked, and an error names the file and the line."""
 
 import json
+from datetime import datetime
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,23 @@ def read_run(path: Path) -> Run:
     manifest = read_manifest(path / "manifest.json")
     metrics = read_metrics(path / "metrics.jsonl", running=manifest["status"] == "running")
     statements = tuple(_statement(s, path / "manifest.json") for s in manifest["privacy"] or ())
-    return Run(path, manifest, metrics, statements)
+    return Run(path, {**manifest, "shown_assurance": _shown(path, manifest)}, metrics, statements)
+
+
+def _shown(path: Path, manifest: dict[str, Any]) -> str:
+    """What the evidence in a run's folder shows, whatever its manifest claims; ``none`` without evidence."""
+    folder = path / "artifacts" / "attestation"
+    if manifest["status"] != "complete" or not folder.is_dir():
+        return "none"
+    # Cryptography is loaded for runs that need it.
+    from privbench.defenses.tee.protocol.audit import assurance
+
+    try:
+        # Certificates had to be valid when the run ended; software platforms' live for days.
+        finished = datetime.fromisoformat(manifest["finished"])
+    except (KeyError, TypeError, ValueError):
+        return "none"
+    return assurance(folder, finished) if finished.tzinfo else "none"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
 from privbench.benchmarks.results.figures import NAMES, write
 from privbench.benchmarks.results.load import Refusal, Results, load
-from privbench.benchmarks.results.style import slug
+from privbench.benchmarks.results.privacy import privacy
+from privbench.benchmarks.results.style import save, slug
 from privbench.benchmarks.results.table import Table, table
 
 
@@ -20,12 +22,14 @@ class Report:
         table: the arms that could be averaged.
         files: all files written.
         refused: arms without a mean, and why.
+        privacy: client-level mechanisms side by side, if there are several.
     """
 
     folder: Path
     table: Table
     files: tuple[Path, ...]
     refused: tuple[Refusal, ...]
+    privacy: Table | None = None
 
     @property
     def status(self) -> int:
@@ -36,7 +40,8 @@ class Report:
 def report(path: str | Path, console: Console | None = None, mixed_revisions: bool = False) -> Report:
     """Write ``table.{txt,csv,tex}`` and ``figures/`` into a sweep's directory, else into ``report/`` there.
 
-    Complete arms are shown, the others are listed with their reason. The same results give the same bytes.
+    Where there are several client-level mechanisms, ``privacy.{txt,csv,tex}`` is their table. Complete arms are shown,
+    the others are listed with their reason. The same results give the same bytes.
 
     Args:
         path: as for :func:`~.load.load`.
@@ -52,14 +57,25 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     folder.mkdir(exist_ok=True)
     shown = table(kept)
     shown = replace(shown, notes=(*shown.notes, *(f"REFUSED {r}" for r in refused)))
-    files = [folder / f"table.{suffix}" for suffix in ("txt", "csv", "tex")]
-    for file, text in zip(files, (shown.text(), shown.csv(), shown.latex()), strict=True):
-        file.write_text(text, encoding="utf-8", newline="\n")
+    compared = privacy(kept)
+    files = [*_texts(folder, "table", shown), *_texts(folder, "privacy", compared)]
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused))
+    made = Report(folder, shown, tuple(files), tuple(refused), compared)
     if console is not None:
         _print(made, console)
     return made
+
+
+def _texts(folder: Path, name: str, shown: Table | None) -> list[Path]:
+    """A table's three files; where there is nothing to show, those of an earlier report are removed."""
+    files = [folder / f"{name}.{suffix}" for suffix in ("txt", "csv", "tex")]
+    if shown is None:
+        for file in files:
+            file.unlink(missing_ok=True)
+        return []
+    for file, text in zip(files, (shown.text(), shown.csv(), shown.latex()), strict=True):
+        file.write_text(text, encoding="utf-8", newline="\n")
+    return files
 
 
 def _figures(results: Results, folder: Path) -> list[Path]:
@@ -71,18 +87,23 @@ def _figures(results: Results, folder: Path) -> list[Path]:
         suffix += f"-{number}" if suffix in used else ""
         used.add(suffix)
         files += write(setup, folder, suffix)
+    for number, group in enumerate(groups(results)):
+        figure = leakage_by_clients(group)
+        files += save(figure, folder / (f"{NAME}-{number}" if number else NAME)) if figure else []
     for old in folder.glob("*"):
-        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith(NAMES):
+        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith((*NAMES, NAME)):
             old.unlink()
     return files
 
 
 def _print(made: Report, console: Console) -> None:
-    for block in made.table.blocks(console.width):
-        console.print(block)
-    for note in made.table.notes:
-        style = "bold" if note.startswith("REFUSED") else ""
-        console.print(note, markup=False, highlight=False, soft_wrap=True, style=style)
+    for shown in filter(None, (made.table, made.privacy)):
+        for block in shown.blocks(console.width):
+            console.print(block)
+        for note in shown.notes:
+            style = "bold" if note.startswith("REFUSED") else ""
+            console.print(note, markup=False, highlight=False, soft_wrap=True, style=style)
     figures = sum(f.suffix == ".png" for f in made.files)
-    text = f"{made.folder}: table.txt, table.csv, table.tex, {figures} figures in figures/ (PNG and PDF)"
+    tables = ", ".join(f.name for f in made.files if f.parent == made.folder)
+    text = f"{made.folder}: {tables}, {figures} figures in figures/ (PNG and PDF)"
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -77,6 +77,14 @@ class Run:
         return self.manifest["id"]
 
     @property
+    def attested(self) -> bool:
+        """Whether its channel is one that has to show evidence."""
+        defense = self.manifest["config"].get("defense")
+        channel = defense.get("channel") if isinstance(defense, Mapping) else None
+        target = channel.get("_target_") if isinstance(channel, Mapping) else None
+        return isinstance(target, str) and target.endswith(".Attested")
+
+    @property
     def seed(self) -> int:
         return self.manifest["seed"]
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from privbench.benchmarks.results.arms import Arm, Estimate, estimate
 from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.refusals import refusals, refused
 from privbench.benchmarks.results.runs import Statement
 
 UNEQUAL = 0.005
@@ -159,6 +160,8 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column
     if any(a.poisoned for a in arms):
         columns.append(("ASR\n(%)", lambda a: percent(a.final("asr")) if a.poisoned else "—"))
         columns.append(("floor\n(%)", lambda a: percent(floors[a.key])))
+    if any(refusals(a) for a in arms):
+        columns.append(("refused\n(rounds)", refused))
     for adversary in sorted({x for a in arms for x in a.adversaries}):
         who, found = adversary.replace("_", " "), _measures(arms, adversary)
         if "psnr_db" in found:
@@ -239,10 +242,10 @@ def _record(arm: Arm, arms: list[Arm], floored: Estimate | None) -> dict[str, ob
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
     record |= {"revision": " ".join(sorted({r.revision for r in arm.runs}))}
-    record |= {"assurance": " ".join(sorted({r.manifest["assurance"] for r in arm.runs}))}
+    record |= {"assurance": " ".join(sorted({r.manifest["shown_assurance"] for r in arm.runs}))}
     for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
         record |= _numbers(metric, arm.final(metric))
-    record |= _numbers("false_trigger_floor", floored)
+    record |= {**_numbers("false_trigger_floor", floored), "refused": "; ".join(refused(arm).splitlines())}
     for adversary in sorted({x for a in arms for x in a.adversaries}):
         for metric in _measures(arms, adversary):
             measured = metric in arm.measures(adversary)

@@ -1,3 +1,4 @@
-from privbench.defenses.channel.channel import Channel, Message, Plaintext
+from privbench.defenses.channel.attested import Attested
+from privbench.defenses.channel.channel import Channel, ChannelLost, Message, Plaintext, Session, Setup, Turn
 
-__all__ = ["Channel", "Message", "Plaintext"]
+__all__ = ["Attested", "Channel", "ChannelLost", "Message", "Plaintext", "Session", "Setup", "Turn"]

@@ -2,11 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from torch import Tensor
 
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
-from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.update import Kind, Layout, Update
 from privbench.benchmarks.federation.view import RoundView
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.federation.settings import LocalWork
+    from privbench.benchmarks.tasks.task import Split
+    from privbench.defenses.accounting.plan import Facts, Privacy
+    from privbench.defenses.local import Local
 
 
 @dataclass
@@ -19,6 +28,7 @@ class Message:
         size: bytes on the wire.
         seconds: the client's time from invitation to message.
         state: what the client itself keeps for its next phase or round, never sent.
+        costs: what the channel took of the client, by metric name.
     """
 
     client: int
@@ -26,29 +36,101 @@ class Message:
     size: int
     seconds: float = 0.0
     state: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
 
-class Channel(Protocol):
-    """A channel has a client side and a server side, and holds the rest of an update's way.
+class ChannelLost(RuntimeError):
+    """The channel's far end is gone in the middle of a round; nothing of the round was released."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a channel needs to know of a run before its first round.
+
+    Args:
+        run: the run's name.
+        seed: the run's.
+        model: the initial model, ``(layout.size,)``.
+        layout: of all vectors.
+        pipeline: the rest of an update's way.
+        privacy: the guarantee that the defense claims, if any.
+        facts: what of the federation a guarantee depends on.
+        weighting: ``records`` or ``equal``.
+        share: what clients send.
+        learning_rate: the clients'.
+        schema: the task in words that don't change between runs: its name, shape and classes.
+        folder: where the channel keeps what outlives the run; ``None`` for nowhere.
+        training: what clients train and how, as a configuration; ``None`` where it can't be written down.
+        tampered: files of the suite that the poisoner's clients replace in what they run, by path below
+            ``privbench/``.
+        workers: processes that clients run in.
+    """
+
+    run: str
+    seed: int
+    model: Tensor
+    layout: Layout
+    pipeline: Pipeline
+    privacy: "Privacy | None"
+    facts: "Facts"
+    weighting: str
+    share: Kind
+    learning_rate: float
+    schema: str
+    folder: Path | None = None
+    training: Mapping[str, Any] | None = None
+    tampered: Mapping[str, bytes] = field(default_factory=dict)
+    workers: int = 1
+
+
+class Turn(Protocol):
+    """One client's work in a round, done when the channel asks for it."""
+
+    def update(self) -> Update:
+        """Trained here, after the local mechanism and whatever the client's poisoner does."""
+        ...
+
+    def records(self) -> "Split":
+        """What it trains on."""
+        ...
+
+    @property
+    def work(self) -> "LocalWork":
+        """How it trains."""
+        ...
+
+    @property
+    def local(self) -> "Local":
+        """The mechanism that it applies."""
+        ...
+
+    @property
+    def tampers(self) -> Literal["code", "message"] | None:
+        """Under attestation: ``code``, its guest runs other code; ``message``, another update than its guest made is
+        sent with that guest's evidence."""
+        ...
+
+
+class Session(Protocol):
+    """A channel at work in one run. It has a client side and a server side, and holds the rest of an update's way.
 
     Attributes:
-        phases: exchanges a round needs, in order; the update is there in all of them.
-        plaintext: the server reads single updates, so rules that need them work and a poisoner inside it sees others.
+        phases: exchanges that a round needs, in order; the client trains in the last.
     """
 
     @property
     def phases(self) -> tuple[str, ...]: ...
 
-    @property
-    def plaintext(self) -> bool: ...
-
-    def client(self, phase: str, update: Update, client: int, inbox: Any, state: dict[str, Any]) -> Message:
+    def client(
+        self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
+    ) -> Message:
         """Runs where the client runs: the message of this phase.
 
         Args:
             phase: one of ``phases``.
-            update: after the local mechanism.
+            turn: the client's work; ``None`` before the last phase.
             client: who sends.
+            received: the model that was sent to it, ``(layout.size,)``.
             inbox: what :meth:`relay` gave this client after the phase before; ``None`` in the first.
             state: the client's own, as it left it.
         """
@@ -66,7 +148,56 @@ class Channel(Protocol):
         Returns:
             What is released, each adversary's view of the round, and the state (its ``model`` and ``round`` are the
             caller's to advance).
+
+        Raises:
+            ChannelLost: if the round can be tried again after :meth:`recover`.
         """
+        ...
+
+    def stored(
+        self, state: ServerState, context: RoundContext
+    ) -> tuple[Released, dict[str, RoundView], ServerState] | None:
+        """What :meth:`server` returned for this round before the run was cut off, if it was released already."""
+        ...
+
+    def recover(self, state: ServerState) -> None:
+        """Make a new start after :class:`ChannelLost`.
+
+        Raises:
+            Unavailable: it can't be had.
+        """
+        ...
+
+    @property
+    def assurance(self) -> str:
+        """What stands behind the channel: ``none``, ``software`` or ``hardware``, recomputed from its evidence."""
+        ...
+
+    def close(self) -> None:
+        """End it. Safe to call twice."""
+        ...
+
+
+class Channel(Protocol):
+    """Who can see an update on its way: a configuration, which starts a :class:`Session` for each run.
+
+    Attributes:
+        plaintext: an adversary at the server reads single updates.
+        sums_only: the far end reads a sum alone, so that only rules that are sums work.
+        apart: clients must not run in the coordinating process.
+    """
+
+    @property
+    def plaintext(self) -> bool: ...
+
+    @property
+    def sums_only(self) -> bool: ...
+
+    @property
+    def apart(self) -> bool: ...
+
+    def start(self, setup: Setup, state: ServerState) -> Session:
+        """Begin, or go on after ``state.round`` rounds."""
         ...
 
 
@@ -76,8 +207,27 @@ class Plaintext:
 
     phases = ("update",)
     plaintext = True
+    sums_only = False
+    apart = False
+    assurance = "none"
 
-    def client(self, phase: str, update: Update, client: int, inbox: Any, state: dict[str, Any]) -> Message:
+    def start(self, setup: Setup, state: ServerState) -> "Plaintext":
+        return self
+
+    def stored(self, state: ServerState, context: RoundContext) -> None:
+        return None
+
+    def recover(self, state: ServerState) -> None:
+        raise AssertionError("a plaintext channel is never lost")
+
+    def close(self) -> None:
+        pass
+
+    def client(
+        self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
+    ) -> Message:
+        assert turn is not None
+        update = turn.update()
         size = update.vector.nbytes + sum(t.nbytes for t in update.extras.values())
         return Message(client, update, size, state=state)
 

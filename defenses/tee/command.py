@@ -1,4 +1,4 @@
-"""``privbench attest``: verify a report, show its fields, or compute a measurement. Needs neither network nor torch."""
+"""``privbench attest``: reports and their measurements, and receipts that rest on them. Needs no torch to start."""
 
 import argparse
 import json
@@ -11,9 +11,10 @@ from typing import Any
 
 from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee import certificates as certs
-from privbench.defenses.tee import collect, inputs
+from privbench.defenses.tee import collect, decision_command, inputs
 from privbench.defenses.tee import policy as policies
 from privbench.defenses.tee.policy import ALLOW, ANY, Policy
+from privbench.defenses.tee.protocol import command as receipt
 from privbench.defenses.tee.report import SIZE, Malformed, parse, violations
 from privbench.defenses.tee.verdict import Verdict
 from privbench.defenses.tee.verify import verify
@@ -42,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--json", action="store_true")
     inputs.add(actions)
     collect.add(actions)
+    receipt.add(actions)
+    decision_command.add(actions)
     files = "files in any order, or folders"
     check.add_argument("--certs", type=Path, nargs="+", action="extend", required=True, metavar="PATH", help=files)
     check.add_argument("--policy", type=Path, metavar="FILE", help="YAML; options below override its fields")
@@ -170,4 +173,6 @@ ACTIONS = {
     "verify": _verify,
     "measure": inputs.run,
     "collect": collect.run,
+    "receipt": receipt.run,
+    "decision": decision_command.run,
 }

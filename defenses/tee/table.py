@@ -13,6 +13,7 @@ GUIDS = {
     uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae"): "ARK",
     uuid.UUID("92f81bc3-5811-4d3d-97ff-d19f88dc67ea"): "CRL",
 }
+_KNOWN = {guid.bytes for guid in GUIDS}
 _ENTRY = struct.Struct("<16sII")
 _END = uuid.UUID(int=0)
 
@@ -20,7 +21,7 @@ _END = uuid.UUID(int=0)
 def looks_like(raw: bytes) -> bool:
     """Whether a known GUID stands where a table has one. A table may still be malformed."""
     starts = range(0, min(len(raw), 16 * _ENTRY.size) - 15, _ENTRY.size)
-    return any(uuid.UUID(bytes=raw[at : at + 16]) in GUIDS for at in starts)
+    return any(raw[at : at + 16] in _KNOWN for at in starts)
 
 
 def parse(raw: bytes) -> dict[str, bytes]:

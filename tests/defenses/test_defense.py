@@ -22,6 +22,7 @@ class SumOnly(Plaintext):
     """A channel that shows the sum alone."""
 
     plaintext = False
+    sums_only = True
 
 
 @pytest.mark.parametrize(

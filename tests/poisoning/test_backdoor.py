@@ -4,10 +4,13 @@ import math
 import pytest
 import torch
 
-from privbench.attacks.poisoning import Backdoor, Poisoner
+from privbench.attacks.poisoning import Backdoor, Imitation, Poisoner
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.client import Job, take_turn
+from privbench.benchmarks.federation.engine import Serial
+from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.tasks.trigger import Patch
 from privbench.defenses import Defense
@@ -134,3 +137,66 @@ def test_a_backdoor_gets_in(federate, task):
         done.federation.layout.write(done.model, model)
         rates.append(triggered(task, model)["triggered_rate"])
     assert rates[1] > rates[0] + 0.3, rates
+
+
+def test_changed_hyperparameters_train_as_if_they_were_agreed(federate):
+    """The poisoner's client alone trains for more epochs; what it sends is what such a federation's client sends."""
+    agreed = LocalWork(learning_rate=0.1)
+    poisoner = Backdoor(epochs=3, learning_rate=0.2)
+    assert poisoner.work(agreed) == LocalWork(learning_rate=0.2, epochs=3)
+    assert Backdoor().work(agreed) == agreed
+    assert poisoner.tampers
+    with pytest.raises(ConfigError, match="epochs"):
+        Backdoor(epochs=3).work(LocalWork(steps=1))
+    changed, plain = federate(poisoner=poisoner), federate(poisoner=Backdoor())
+    assert not torch.equal(changed.models[-1], plain.models[-1])
+
+
+def test_an_inflated_count_weighs_as_much_as_it_claims(task, mlp):
+    """In the server's mean by records, 10 times the records are 10 times the weight."""
+    made = [
+        Federation(FederationSettings(clients=4, rounds=1), task, mlp, poisoner=p, watched=frozenset(range(4)))
+        for p in (Backdoor(), Backdoor(inflate=10))
+    ]
+    sides = [m.client_side() for m in made]
+    rounds = [next(m.run(m.start(), s, Serial(s))) for m, s in zip(made, sides, strict=True)]
+    plain, inflated = (r.views["server_operator"].rounds[-1].updates for r in rounds)
+    assert all(torch.equal(plain[c].vector, inflated[c].vector) for c in range(4))
+    assert [inflated[c].records // plain[c].records for c in range(4)] == [1, 1, 1, 10]
+    weights = torch.tensor([float(inflated[c].records) for c in range(4)], dtype=torch.float64)
+    mean = (weights / weights.sum()) @ torch.stack([inflated[c].vector.double() for c in range(4)])
+    step = (rounds[1].released.model - made[1].start().model).double()
+    assert torch.allclose(step, mean, atol=1e-6)
+
+
+def test_what_a_poisoner_forges_follows_from_its_settings():
+    forged = {
+        None: (Backdoor(), Backdoor(epochs=2), Imitation(), Poisoner()),
+        "code": (Backdoor(boost=3.0), Backdoor(boost="replace", epochs=2)),
+        "message": (Backdoor(boost="replace", evidence="relayed"), Backdoor(inflate=2)),
+    }
+    for what, poisoners in forged.items():
+        for poisoner in poisoners:
+            assert poisoner.forges == what
+            assert bool(poisoner.patches(0.5)) == (what == "code")
+
+
+@pytest.mark.parametrize("fields", [{"evidence": "relayed"}, {"epochs": 0}, {"learning_rate": 0.0}, {"inflate": 0}])
+def test_settings_that_mean_nothing_are_refused(fields):
+    with pytest.raises(ConfigError) as caught:
+        Backdoor(**fields)
+    assert caught.value.field in fields
+
+
+def test_an_imitation_multiplies_poisoned_inputs_and_nothing_else(task, records):
+    trigger, generator = task.trigger, stream(0, "poison")
+    plain = Backdoor(fraction=0.5).poison(records, task.spec, trigger, stream(0, "poison"))
+    made = Imitation(fraction=0.5, gain=3.0).poison(records, task.spec, trigger, generator)
+    poisoned = plain.y != records.y
+    assert torch.equal(made.y, plain.y)
+    assert torch.equal(made.x[poisoned], 3.0 * plain.x[poisoned])
+    assert torch.equal(made.x[~poisoned], records.x[~poisoned])
+    assert len(made) == len(records)
+    for refused in (lambda: Imitation(gain=0.5), lambda: Imitation(boost=2.0), lambda: Imitation(epochs=2)):
+        with pytest.raises(ConfigError):
+            refused()

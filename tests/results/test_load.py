@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from privbench.benchmarks.results import read
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.read import MalformedError
 
@@ -248,17 +249,38 @@ def test_an_installed_package_is_labelled_by_its_version(fake):
         load(fake.root).arms()
 
 
-def test_a_software_tee_is_labelled_and_not_averaged_with_anything_else(fake):
+def evidence(monkeypatch: pytest.MonkeyPatch, **shown: str) -> None:
+    """Let the evidence of a run, by the end of its name, show this; ``tests/test_run.py`` has real evidence."""
+    monkeypatch.setattr(read, "_shown", lambda path, _: shown.get(path.name.rpartition("-")[2], "none"))
+
+
+def test_a_software_tee_is_labelled_and_not_averaged_with_anything_else(fake, monkeypatch):
+    evidence(monkeypatch, s0="software")
     fake.run("attested", seed=0, assurance="software")
     assert load(fake.root).arms()[0].label == "attested, software TEE"
     fake.run("attested", seed=1, assurance="none")
-    with pytest.raises(Refused, match="software TEE passed off as hardware"):
+    with pytest.raises(Refused, match="mixed assurance: none and software in one arm"):
         load(fake.root).arms()
 
 
-def test_a_claim_of_hardware_without_checkable_evidence_is_refused(fake):
+@pytest.mark.parametrize("claim", ["software", "hardware", "custom"])
+def test_a_claim_without_evidence_is_refused(fake, claim):
+    run = fake.run("attested", assurance=claim)
+    with pytest.raises(Refused, match=rf"assurance {claim} is claimed, its evidence shows none.*{run.name}"):
+        load(fake.root).arms()
+
+
+def test_a_software_tee_can_not_be_passed_off_as_hardware(fake, monkeypatch):
+    evidence(monkeypatch, s0="software")
     run = fake.run("attested", assurance="hardware")
-    with pytest.raises(Refused, match=rf"hardware is claimed without evidence.*{run.name}"):
+    with pytest.raises(Refused, match=rf"a software TEE passed off as hardware.*{run.name}"):
+        load(fake.root).arms()
+
+
+def test_an_attested_defense_without_evidence_is_refused(fake):
+    channel = {"_target_": "privbench.defenses.channel.Attested"}
+    run = fake.run("tee", config={"defense": {"channel": channel}})
+    with pytest.raises(Refused, match=rf"attests its aggregator, and there is no evidence that holds.*{run.name}"):
         load(fake.root).arms()
 
 

@@ -1,0 +1,74 @@
+"""The program that a platform launches and measures: an aggregator behind a socket, one request at a time."""
+
+import json
+from collections.abc import Iterator
+from multiprocessing.connection import Connection, Listener
+from typing import Any
+
+import torch
+
+from privbench.benchmarks.build import ConfigError
+from privbench.defenses.aggregation import Diverged
+from privbench.defenses.tee.platforms.platform import Platform, Unavailable
+from privbench.defenses.tee.protocol import sealing
+from privbench.defenses.tee.protocol.aggregator import Aggregator
+from privbench.defenses.tee.protocol.manifest import Manifest, Refused
+from privbench.defenses.tee.report import Malformed
+from privbench.defenses.tee.wire import pack, unpack
+
+PROGRAM = f"{__name__}:serve"
+
+
+def serve(platform: Platform, socket: str) -> None:
+    """The program: answer one host until it hangs up."""
+    torch.set_num_threads(1)  # as everywhere: the number of threads changes the order of summation
+    with Listener(socket, "AF_UNIX") as listener, listener.accept() as connection:
+        aggregator: Aggregator | None = None
+        while True:
+            try:
+                request = unpack(connection.recv_bytes())
+            except (EOFError, OSError):
+                return
+            try:
+                aggregator, answer = _answer(aggregator, platform, request, connection)
+            except Refused as refusal:
+                answer = {"refused": refusal.name, "reason": refusal.reason}
+            except Diverged as error:
+                answer = {"diverged": str(error)}
+            except (ConfigError, Unavailable, Malformed, KeyError, TypeError, ValueError) as error:
+                answer = {"refused": "malformed_request", "reason": f"{type(error).__name__}: {error}"}
+            try:
+                connection.send_bytes(pack(answer))
+            except OSError:
+                return
+
+
+def _answer(
+    aggregator: Aggregator | None, platform: Platform, request: dict[str, Any], connection: Connection
+) -> tuple[Aggregator | None, dict[str, Any]]:
+    kind = request.pop("request")
+    if kind == "configure":
+        manifest = Manifest.read(json.loads(request["manifest"]))
+        made = Aggregator(platform, manifest, request["countersignatures"], sealing.vector(request["model"]))
+        if request.get("stored"):
+            made.resume(request["stored"])
+        return made, {"round": made.state.round}
+    if aggregator is None:
+        raise Refused("out_of_order", "not configured")
+    if kind == "open":
+        joins = dict(zip(request["clients"], request["nonces"], strict=True))
+        return aggregator, aggregator.open(request["round"], request["attempt"], joins)
+    if kind == "close":
+        messages = _messages(connection)
+        try:
+            return aggregator, aggregator.close(messages)
+        finally:
+            for _ in messages:  # what is left after a failure would be taken for the next request
+                pass
+    raise Refused("malformed_request", f"request {kind!r}")
+
+
+def _messages(connection: Connection) -> Iterator[bytes]:
+    """Messages until an empty one."""
+    while message := connection.recv_bytes():
+        yield message
