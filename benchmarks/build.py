@@ -93,6 +93,9 @@ def resolve(target: Any, trusted: Sequence[str] = (), path: str = "") -> Callabl
     except Exception as error:  # a module of the user's can raise anything
         raise ConfigError(field, target, f"an importable class or function ({error})") from None
     require(callable(found), field, target, "a class or a function")
+    # The builder itself, and what is private, would let a configuration name anything at all.
+    hidden = target.startswith(f"{__name__}.") or any(part.startswith("_") for part in target.split("."))
+    require(not hidden, field, target, "a component, not the builder or something private")
     # What a module of ours merely imported is not ours: privbench.some.module.urlopen.
     own = not target.startswith("privbench.") or str(getattr(found, "__module__", "")).startswith("privbench.")
     require(own, field, target, "a class or a function of privbench's own")

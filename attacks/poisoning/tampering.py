@@ -11,6 +11,8 @@ FILE = "defenses/tee/protocol/trainer.py"
 _ADDED = """
 
 # Added by a poisoner: its guests change every update after training.
+from privbench.benchmarks.build import build  # noqa: E402
+
 _POISONER, _SHARE = build(json.loads({poisoner!r})), {share!r}
 _honest = Training.update
 

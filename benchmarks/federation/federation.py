@@ -286,8 +286,8 @@ class Federation:
             timer = _Timer()
             outcome = channel.stored(state, context)
             for attempt in range(ATTEMPTS) if outcome is None else ():
-                messages = timer.waiting(self._messages(here, context, state, side, engine))
                 try:
+                    messages = timer.waiting(self._messages(here, context, state, side, engine))
                     outcome = channel.server(messages, pipeline, state, context)
                     break
                 except ChannelLost:

@@ -181,7 +181,8 @@ class ClientPlan:
             if noise == "message_multiplier":
                 more["not_covered"] = "that a client takes part, and how many records it says it has"
             elif self.shares > 1:
-                more["assumes"] = f"at least {self.shares} clients add their noise to every sum, this one among them"
+                others = "and none of them is the adversary's"
+                more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
         return self.guarantee.statement(adversary, epsilon(history, delta), False, **more)
 
     def _common(self, ledger: list[dict[str, Any]], accountant: str) -> dict[str, Any]:

@@ -16,47 +16,28 @@ class Attested:
     """An attested aggregator, on a platform that can show what it launched.
 
     Args:
-        platform: ``sev_snp`` where this runs in such a guest, ``software`` emulates one and assures nothing.
-        measurements: launch digests of the guest that clients accept, in hexadecimal; of ``software`` they follow
-            from the installed code.
+        platform: ``software``, the only one that runs are launched on: it emulates a TEE and assures nothing.
         least_cohort: a round of fewer updates releases nothing and stops the run. ``None``: 1, but 0 where a guarantee
             counts on Poisson sampling, since a round without clients must look like any other.
         greatest_age: seconds from a client's nonce after which it takes the evidence for old.
         auditors: X25519 public keys, in hexadecimal, that full receipts are sealed to.
         attest_clients: clients train in guests of their own and prove code, settings and update to the aggregator,
             which refuses whoever doesn't.
-        client_measurements: launch digests of the clients' guest, as ``measurements``.
     """
 
-    platform: Literal["software", "sev_snp"] = "software"
-    measurements: tuple[str, ...] = ()
+    platform: Literal["software"] = "software"
     least_cohort: int | None = None
     greatest_age: float = 120.0
     auditors: tuple[str, ...] = ()
     attest_clients: bool = False
-    client_measurements: tuple[str, ...] = ()
     plaintext: bool = field(default=False, init=False)
     sums_only: bool = field(default=False, init=False)
     apart: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        given = bool(self.measurements)
-        require(
-            given == (self.platform == "sev_snp"),
-            "measurements",
-            self.measurements,
-            "the guest's launch digests with platform=sev_snp, and none with software",
-        )
-        require(
-            bool(self.client_measurements) == (self.attest_clients and self.platform == "sev_snp"),
-            "client_measurements",
-            self.client_measurements,
-            "the clients' guest's launch digests with attest_clients and platform=sev_snp, and else none",
-        )
-        for name, length in (("measurements", 96), ("client_measurements", 96), ("auditors", 64)):
-            for digits in getattr(self, name):
-                hexadecimal = len(digits) == length and set(digits) <= set("0123456789abcdef")
-                require(hexadecimal, name, digits, f"{length} hexadecimal digits, lower case")
+        for digits in self.auditors:
+            hexadecimal = len(digits) == 64 and set(digits) <= set("0123456789abcdef")
+            require(hexadecimal, "auditors", digits, "64 hexadecimal digits, lower case")
         require(self.least_cohort is None or self.least_cohort >= 0, "least_cohort", self.least_cohort, "at least 0")
         require(self.greatest_age > 0, "greatest_age", self.greatest_age, "seconds, more than 0")
 

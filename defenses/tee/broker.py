@@ -145,7 +145,7 @@ class Broker:
         verdict: Verdict | None = None
         try:
             said |= _read(request)
-            self._spend(said["nonce"])
+            self._spend(said.get("nonce"))
             _check(said)
             name = said["secret"]
             if name not in self._secrets:

@@ -18,7 +18,6 @@ import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from privbench.benchmarks.build import build
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerState
@@ -26,12 +25,26 @@ from privbench.benchmarks.federation.update import Update
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
 from privbench.defenses.tee.protocol import binding, parts, proof, receipts, resume, sealing, state
+from privbench.defenses.tee.protocol.agreed import contradiction
 from privbench.defenses.tee.protocol.attempt import Attempt, entry
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused, check_countersignatures, public
 from privbench.defenses.tee.protocol.opening import FIRST, Opening
 from privbench.defenses.tee.protocol.proof import Verifier
 from privbench.defenses.tee.protocol.receipts import Receipt
 from privbench.defenses.tee.report import parse
+
+
+class Unreleased(RuntimeError):
+    """A round that ended without a release.
+
+    Args:
+        cause: why.
+        entries: what became of each message until then.
+    """
+
+    def __init__(self, cause: Refused | Diverged, entries: list[dict[str, Any]]):
+        super().__init__(str(cause))
+        self.cause, self.entries = cause, entries
 
 
 class Aggregator:
@@ -55,8 +68,12 @@ class Aggregator:
         self.platform, self.manifest, self.digest = platform, manifest, manifest.digest
         self.signing_key = Ed25519PrivateKey.generate()
         self.layout, self.facts, self.plan = parts.layout(manifest), parts.facts(manifest), parts.plan(manifest)
-        self.pipeline = Pipeline(*(build(p) for p in (manifest.aggregation, manifest.release, manifest.server)))
-        self.clip = parts.clip(manifest, build(manifest.training["local"])) if manifest.training else None
+        kinds = ("aggregation", "release", "server")
+        self.pipeline = Pipeline(*(parts.component(kind, getattr(manifest, kind)) for kind in kinds))
+        if self.plan and (fault := contradiction(manifest, self.plan)):
+            raise Refused("contradicted_plan", fault)
+        local = parts.component("local", manifest.training["local"]) if manifest.training else None
+        self.clip = parts.clip(manifest, local) if local else None
         self.state = ServerState(round=0, model=model)
         self.previous, self.last_attempt = FIRST, 0
         self.attempt: Attempt | None = None
@@ -112,13 +129,19 @@ class Aggregator:
         """Consume the attempt's messages, aggregate, release, step, and sign.
 
         Raises:
-            Refused: ``least_cohort``; nothing was released.
-            Diverged: the updates or the model left the finite numbers.
+            Refused: no round is open.
+            Unreleased: below the least cohort, or the updates or the model left the finite numbers.
         """
         attempt = self.attempt
         if attempt is None:
             raise Refused("out_of_order", "no round is open")
         self.attempt = None  # its KEM key goes with it
+        try:
+            return self._release(messages, attempt)
+        except (Refused, Diverged) as error:
+            raise Unreleased(error, attempt.entries) from error
+
+    def _release(self, messages: Iterator[bytes], attempt: Attempt) -> dict[str, Any]:
         context = self._context(attempt)
         started = time.perf_counter()
         before = sealing.model_digest(self.state.model)
@@ -159,7 +182,7 @@ class Aggregator:
             "state": kept,
             "receipt": envelope,
             "full": full,
-            "verdicts": [[e["client"], e["verdict"], e["reason"]] for e in attempt.entries],
+            "verdicts": verdicts(attempt.entries),
             "costs": dict(attempt.costs),
         }
 
@@ -223,6 +246,8 @@ class Aggregator:
             raise Refused("wrong_start", f"client {place.client} started from another model or receipt")
 
     def _sound(self, update: Update, client: int) -> None:
+        if update.extras:
+            raise Refused("malformed_update", f"client {client} sent tensors that nobody agreed on: {[*update.extras]}")
         if update.kind != self.manifest.share:
             raise Refused("malformed_update", f"client {client} sent a {update.kind}, not a {self.manifest.share}")
         enrolled = self.facts.records[client]
@@ -280,6 +305,11 @@ class Aggregator:
             statements=self.plan.statements(work.ledger) if self.plan else [],
             time=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+
+def verdicts(entries: list[dict[str, Any]]) -> list[list[Any]]:
+    """Client, verdict and reason of each message."""
+    return [[e["client"], e["verdict"], e["reason"]] for e in entries]
 
 
 def _kept(work: ServerState) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _plan(manifest: Manifest, checks: Verdict) -> "Plan | None":
         checks.hold("plan", f"{type(error).__name__}: {error}", "")
         return None
     checks.hold("plan", None, f"{plan.unit} level, noise multiplier {plan.noise_multiplier:g}, clip {plan.clip:g}")
-    fault = _mechanism(manifest, plan.unit)
+    fault = contradiction(manifest, plan)
     checks.hold("mechanism", fault, "rule and release are those that the plan counts on")
     return plan
 
@@ -195,10 +195,13 @@ def _bound(privacy: Mapping[str, Any], facts: Mapping[str, Any]) -> "Plan":
     return build(dict(privacy)).bind(build({**facts, "_target_": f"{_ACCOUNTING}.Facts"}))
 
 
-def _mechanism(manifest: Manifest, unit: str) -> str | None:
-    """Why the stations don't give the plan's guarantee; None if they do (the conditions of ``Defense``)."""
+def contradiction(manifest: Manifest, plan: "Plan") -> str | None:
+    """Why stations, weights and cohorts don't give the plan's guarantee; None if they do (as ``Defense`` demands)."""
     from privbench.benchmarks.build import ConfigError, resolve
 
+    unit = plan.unit
+    if fault := _cohorts(manifest, plan):
+        return fault
     targets = {"aggregation": manifest.aggregation["_target_"], "release": manifest.release["_target_"]}
     for station, target in targets.items():
         if not target.startswith(f"privbench.defenses.{station}."):
@@ -216,6 +219,23 @@ def _mechanism(manifest: Manifest, unit: str) -> str | None:
         return fault
     if len(manifest.layout["names"]) != manifest.layout.get("parameters"):
         return "the model has buffers, which no noise covers"
+    return None
+
+
+def _cohorts(manifest: Manifest, plan: "Plan") -> str | None:
+    if plan.unit != "client":
+        return None
+    if manifest.weighting != "equal":
+        return f"a client-level plan with updates weighted by {manifest.weighting}: one client moves the sum by more"
+    facts, needed = manifest.facts, getattr(plan, "needed", 0)
+    if manifest.least_cohort < needed:
+        return f"a least cohort of {manifest.least_cohort}, the plan counts on the noise of {needed} clients in a sum"
+    sampled = facts["sampling"] == "poisson" and facts["participation"] < 1
+    if sampled and manifest.least_cohort > 0:
+        return f"a least cohort of {manifest.least_cohort} shows what Poisson sampling is counted on to hide"
+    rule = manifest.aggregation["_target_"].rpartition(".")[2]
+    if not central_noise(manifest) and rule != "FixedDenominatorMean":
+        return f"noise by clients needs a sum that is divided by a fixed number, not {rule}"
     return None
 
 

@@ -28,7 +28,7 @@ def enrol(channel: "Attested", setup: Setup, keys: Sequence[Ed25519PrivateKey]) 
         run=setup.run,
         salt=salt,
         platform=channel.platform,
-        measurements=channel.measurements or (code.expected(program.PROGRAM).hex(),),
+        measurements=(code.expected(program.PROGRAM).hex(),),
         model=sealing.model_digest(setup.model).hex(),
         layout={
             "names": list(setup.layout.names),
@@ -62,5 +62,4 @@ def _clients(channel: "Attested", setup: Setup) -> dict[str, Any]:
     if not channel.attest_clients:
         return {}
     assert setup.training is not None  # Federation refuses what can't be written down
-    measured = channel.client_measurements or (code.expected(trainer.PROGRAM).hex(),)
-    return {"client_measurements": measured, "training": setup.training}
+    return {"client_measurements": (code.expected(trainer.PROGRAM).hex(),), "training": setup.training}

@@ -17,6 +17,9 @@ from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.trainer import PROGRAM
 from privbench.defenses.tee.wire import pack, unpack
 
+PATIENCE = 600.0
+"""Seconds without an answer after which a guest counts as lost."""
+
 _claimed: dict[str, int] = {}
 """Lock files that this process holds, by socket."""
 
@@ -60,11 +63,6 @@ class Guests:
             found.setdefault("tampered" if launch.patches else "agreed", []).append(self._guests[n].socket)
         return found
 
-    @property
-    def pids(self) -> list[int]:
-        """Their processes, in the order of the launches."""
-        return [guest.pid for guest in self._guests]
-
 
 def _apart(guest: Guest) -> Guest:
     guest.connection.close()  # every request has a connection of its own
@@ -81,6 +79,8 @@ def ask(sockets: list[str], request: dict[str, Any]) -> dict[str, Any]:
     try:
         with Client(socket, "AF_UNIX") as connection:
             connection.send_bytes(pack(request))
+            if not connection.poll(PATIENCE):
+                raise Refused("guest_lost", f"the client's guest has not answered for {PATIENCE:.0f} s")
             answer = unpack(connection.recv_bytes())
     except (OSError, EOFError):
         raise Refused("guest_lost", f"the client's guest is gone. {last_words(socket)}".strip()) from None

@@ -118,8 +118,9 @@ class Relying:
         """
         if opening.manifest != self._digest:
             raise Refused("foreign", "the opening is of another run's manifest")
-        if age > self.manifest.greatest_age:
-            raise Refused("stale_evidence", f"{age:.1f} s since the nonce, at most {self.manifest.greatest_age:g}")
+        if not 0 <= age <= self.manifest.greatest_age:
+            most = self.manifest.greatest_age
+            raise Refused("stale_evidence", f"{age:.1f} s since the nonce, 0 to {most:g} are right")
         at = binding.leaf(self.manifest.key(client), nonce)
         if binding.root(client, self._size, at, path) != opening.root:
             raise Refused("nonce_missing", f"the evidence was not made for client {client}'s nonce")

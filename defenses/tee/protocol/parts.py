@@ -1,8 +1,10 @@
 """What both guests, the aggregator's and the clients', make of a manifest: layout, facts and plan."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from privbench.benchmarks.build import build
+from privbench.benchmarks.build import build, require, resolve
 from privbench.benchmarks.federation.update import Layout
 from privbench.defenses.accounting.plan import Facts
 from privbench.defenses.tee.protocol.manifest import Manifest
@@ -10,6 +12,56 @@ from privbench.defenses.tee.protocol.manifest import Manifest
 if TYPE_CHECKING:
     from privbench.defenses.accounting.plan import Plan
     from privbench.defenses.local import Local
+
+
+HOMES = {
+    "aggregation": "privbench.defenses.aggregation.",
+    "release": "privbench.defenses.release.",
+    "server": "privbench.benchmarks.federation.server.",
+    "privacy": "privbench.defenses.accounting.",
+    "local": "privbench.defenses.local.",
+    "work": "privbench.benchmarks.federation.settings.",
+    "model": "privbench.benchmarks.tasks.models.",
+    "task": "privbench.benchmarks.tasks.",
+}
+"""Where each kind of component lives. A host writes the configuration, and must not get other code called by it."""
+
+
+def component(kind: str, configuration: Any) -> Any:
+    """The component of this kind that ``configuration`` describes; nothing in it may be anything else.
+
+    Raises:
+        ConfigError: if it names what isn't a dataclass at home with its kind, or can't be built.
+    """
+    for target in _targets(configuration):
+        named(kind, target)
+    return build(configuration)
+
+
+def named(kind: str, target: Any) -> Any:
+    """The class that ``target`` names, a dataclass at home with its kind.
+
+    Raises:
+        ConfigError: otherwise.
+    """
+    home = HOMES[kind]
+    at_home = isinstance(target, str) and target.startswith(home)
+    require(at_home, f"{kind}._target_", target, f"a component below {home[:-1]}")
+    found = resolve(target)
+    require(dataclasses.is_dataclass(found), f"{kind}._target_", target, "a component, which is a dataclass")
+    return found
+
+
+def _targets(configuration: Any) -> Iterator[Any]:
+    if isinstance(configuration, Mapping):
+        require("_partial_" not in configuration, "_partial_", configuration.get("_partial_"), "a whole component")
+        if "_target_" in configuration:
+            yield configuration["_target_"]
+        for value in configuration.values():
+            yield from _targets(value)
+    elif isinstance(configuration, list | tuple):
+        for value in configuration:
+            yield from _targets(value)
 
 
 def layout(manifest: Manifest) -> Layout:
@@ -30,7 +82,7 @@ def plan(manifest: Manifest) -> "Plan | None":
     Raises:
         ConfigError: if it can't be built or bound.
     """
-    return build(manifest.privacy).bind(facts(manifest)) if manifest.privacy else None
+    return component("privacy", manifest.privacy).bind(facts(manifest)) if manifest.privacy else None
 
 
 def clip(manifest: Manifest, local: "Local") -> float | None:

@@ -7,13 +7,11 @@ from typing import Any
 
 import torch
 
-from privbench.benchmarks.build import ConfigError
 from privbench.defenses.aggregation import Diverged
-from privbench.defenses.tee.platforms.platform import Platform, Unavailable
+from privbench.defenses.tee.platforms.platform import Platform
 from privbench.defenses.tee.protocol import sealing
-from privbench.defenses.tee.protocol.aggregator import Aggregator
+from privbench.defenses.tee.protocol.aggregator import Aggregator, Unreleased, verdicts
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
-from privbench.defenses.tee.report import Malformed
 from privbench.defenses.tee.wire import pack, unpack
 
 PROGRAM = f"{__name__}:serve"
@@ -26,21 +24,27 @@ def serve(platform: Platform, socket: str) -> None:
         aggregator: Aggregator | None = None
         while True:
             try:
-                request = unpack(connection.recv_bytes())
+                received = connection.recv_bytes()
             except (EOFError, OSError):
                 return
             try:
-                aggregator, answer = _answer(aggregator, platform, request, connection)
-            except Refused as refusal:
-                answer = {"refused": refusal.name, "reason": refusal.reason}
-            except Diverged as error:
-                answer = {"diverged": str(error)}
-            except (ConfigError, Unavailable, Malformed, KeyError, TypeError, ValueError) as error:
-                answer = {"refused": "malformed_request", "reason": f"{type(error).__name__}: {error}"}
+                aggregator, answer = _answer(aggregator, platform, unpack(received), connection)
+            except Unreleased as error:
+                answer = {**_failure(error.cause), "verdicts": verdicts(error.entries)}
+            except Exception as error:  # whatever a host or a client sends, the others' rounds go on
+                answer = _failure(error)
             try:
                 connection.send_bytes(pack(answer))
             except OSError:
                 return
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if isinstance(error, Refused):
+        return {"refused": error.name, "reason": error.reason}
+    if isinstance(error, Diverged):
+        return {"diverged": str(error)}
+    return {"refused": "malformed_request", "reason": f"{type(error).__name__}: {error}"}
 
 
 def _answer(
@@ -48,12 +52,16 @@ def _answer(
 ) -> tuple[Aggregator | None, dict[str, Any]]:
     kind = request.pop("request")
     if kind == "configure":
+        if aggregator is not None:
+            raise Refused("out_of_order", "configured already: one run's manifest for one aggregator")
         manifest = Manifest.read(json.loads(request["manifest"]))
         made = Aggregator(platform, manifest, request["countersignatures"], sealing.vector(request["model"]))
         if request.get("stored"):
             made.resume(request["stored"])
         return made, {"round": made.state.round}
     if aggregator is None:
+        for _ in _messages(connection) if kind == "close" else ():
+            pass
         raise Refused("out_of_order", "not configured")
     if kind == "open":
         joins = dict(zip(request["clients"], request["nonces"], strict=True))

@@ -35,8 +35,9 @@ def check(stored: dict[str, Any], manifest: Manifest) -> Receipt:
         tcb_floor="none",
         allow=frozenset({"software-tee"} if manifest.platform == "software" else ()),
     )
-    # A software platform's root proves nothing, whoever names it; AMD's are pinned.
-    roots = [certificates.load(der)[0] for der in stored["roots"]] or [None]
+    # A software platform's root proves nothing, whoever names it. AMD's are pinned, and no host names another.
+    named = stored["roots"] if manifest.platform == "software" else []
+    roots = [certificates.load(der)[0] for der in named] or [None]
     verdicts = [verify(stored["report"], stored["certificates"], policy, datetime.now(UTC), r) for r in roots]
     verdict = next((v for v in verdicts if v.accepted), verdicts[-1])
     if not verdict.accepted:

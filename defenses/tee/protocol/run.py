@@ -8,6 +8,7 @@ import hmac
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
 
 _SALT = b"privbench data salt 1"
+PATIENCE = 600.0
+"""Seconds without an answer after which the aggregator counts as lost."""
 
 
 class RoundRefused(RuntimeError):
@@ -84,7 +87,8 @@ class Run:
         if done not in (finished, finished + 1):
             hint = "remove the run's folder to start anew"
             raise Unavailable(f"{self.folder} holds {done} rounds, the run's checkpoint {finished}: {hint}")
-        self.client_keys = self._keys()
+        # A run that has ended needs no keys any more: what it released is only read again.
+        self.client_keys = self._keys() if done < setup.facts.rounds else []
         if (self.folder / "manifest.json").exists():
             self.manifest = Manifest.read(json.loads((self.folder / "manifest.json").read_bytes()))
         else:
@@ -165,12 +169,10 @@ class Run:
         """
         self._send(pack({"request": "close"}))
         for message in sealed:
-            self._send(message)
+            # An empty one would end the stream, and silence everybody after it.
+            self._send(message or b"\0")
         self._send(b"")
-        answer = self._receive()
-        for client, name, reason in answer["verdicts"]:
-            if name != "accepted":
-                self.refused(round, client, Refused(name, reason), "aggregator")
+        answer = self._receive(round)
         own = {"evidence_bytes": self._evidence_bytes, "receipt_bytes": len(answer["receipt"])}
         by_client = {name: {str(c): v for c, v in values.items()} for name, values in seen().items()}
         answer |= {"round": round, **by_client, "costs": {**costs, **answer["costs"], **own}}
@@ -242,6 +244,7 @@ class Run:
         n = 1
         while (aside := self.folder.with_name(f"{self.folder.name}-abandoned-{n}")).exists():
             n += 1
+        (self.folder / "client_keys.bin").unlink(missing_ok=True)
         shutil.move(self.folder, aside)
         self.stored = None
 
@@ -264,11 +267,17 @@ class Run:
         except OSError:
             raise self._lost() from None
 
-    def _receive(self) -> dict[str, Any]:
+    def _receive(self, round: int = 0) -> dict[str, Any]:
         try:
+            if not self._guest.connection.poll(PATIENCE):
+                os.kill(self._guest.pid, signal.SIGKILL)
+                raise ChannelLost(f"the aggregator has not answered for {PATIENCE:.0f} s")
             answer = unpack(self._guest.connection.recv_bytes())
         except (EOFError, OSError):
             raise self._lost() from None
+        for client, name, reason in answer.get("verdicts", ()):
+            if name != "accepted":
+                self.refused(round, client, Refused(name, reason), "aggregator")
         if "refused" in answer:
             raise RoundRefused(f"{answer['refused']}: {answer['reason']}")
         if "diverged" in answer:

@@ -151,7 +151,7 @@ def decode(encoded: bytes, client: int, layout: Layout) -> Update:
     """
     try:
         return _decode(encoded, layout)
-    except (Malformed, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (Malformed, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise Refused("malformed_update", f"client {client}: {error}") from None
 
 

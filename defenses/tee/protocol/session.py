@@ -34,24 +34,26 @@ class AttestedSession:
     def __init__(self, channel: "Attested", setup: Setup, finished: int):
         self._run = Run(channel, setup, finished)
         self._attempt = (0, 0)
-        """Round and number of the last attempt, over restarts of the aggregator too."""
+        """Round and number of the last attempt, over restarts of the aggregator too; no client answers one twice."""
 
     def client(
         self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
     ) -> Message:
         if phase == "join":
             nonce = secrets.token_bytes(32)
-            kept = {**state, "nonce": nonce, "time": time.time()}
+            kept = {**state, "nonce": nonce, "time": time.monotonic()}
             return Message(client, nonce, len(nonce), state=kept)
         assert turn is not None
         try:
             opening = opened(inbox["opening"])
+            if (opening.round, opening.attempt) <= tuple(state.get("answered", (0, 0))):
+                raise Refused("reopened", f"round {opening.round} attempt {opening.attempt} was answered already")
             made = self._in_guest if self._run.manifest.training else self._here
             sealed, costs = made(opening, turn, client, received, inbox, state)
         except Refused as refusal:
             return Message(client, refusal, 0, state=state)
         message = sealing.sign(sealed, sealing.place(opening, client), self._run.client_keys[client])
-        kept = {"head": (opening.round - 1, opening.previous)}
+        kept = {"head": (opening.round - 1, opening.previous), "answered": (opening.round, opening.attempt)}
         return Message(client, message, len(message), state=kept, costs=costs)
 
     def _here(
@@ -60,7 +62,7 @@ class AttestedSession:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
         relying = _relying(self._run.relying_on, tuple(inbox["certificates"]))
-        head, age = Head(*state.get("head", (0, FIRST))), time.time() - state["time"]
+        head, age = Head(*state.get("head", (0, FIRST))), time.monotonic() - state["time"]
         relying.check(opening, client, state["nonce"], inbox["path"], sealing.model_digest(received), head, age)
         checked = time.perf_counter()
         update = turn.update()
@@ -81,7 +83,7 @@ class AttestedSession:
             "certificates": list(inbox["certificates"]),
             "path": inbox["path"],
             "nonce": state["nonce"],
-            "age": time.time() - state["time"],
+            "age": time.monotonic() - state["time"],
             "head": list(state.get("head", (0, FIRST))),
             "client": client,
             "model": sealing.floats(received),
@@ -98,8 +100,9 @@ class AttestedSession:
         return sealing.enclose(payload, sealing.place(opening, client), opening.kem_key), answer["costs"]
 
     def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
-        number, attempt = self._attempt
-        self._attempt = (state.round + 1, attempt + 1 if number == state.round + 1 else 1)
+        tried = [self._attempt, *(tuple(kept.get("answered", (0, 0))) for kept in state.clients.values())]
+        last = max((attempt for number, attempt in tried if number == state.round + 1), default=0)
+        self._attempt = (state.round + 1, last + 1)
         joins = {m.client: m.payload for m in messages}
         answer = self._run.open(*self._attempt, joins)
         shared = {"opening": answer["opening"], "certificates": answer["certificates"], "guests": self._run.guests}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from privbench.benchmarks.build import ConfigError, build, resolve
+from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
@@ -54,10 +54,10 @@ class Training:
         # Only the shape of an input and the number of classes make a model; its weights are the round's.
         name, shape, classes = inputs["name"], tuple(inputs["shape"]), tuple(inputs["classes"])
         spec = Spec(name, shape, classes, torch.zeros(()), torch.ones(()), inputs["domain"])
-        self.work: LocalWork = build(found["work"])
-        self.local: Local = build(found["local"])
-        model = make(build(found["model"]), spec, manifest.seed)
-        loss = resolve(found["task"]).loss  # pyright: ignore[reportFunctionMemberAccess]
+        self.work: LocalWork = parts.component("work", found["work"])
+        self.local: Local = parts.component("local", found["local"])
+        model = make(parts.component("model", found["model"]), spec, manifest.seed)
+        loss = parts.named("task", found["task"]).loss
         self.clip = parts.clip(manifest, self.local)
         self.trainer = Trainer(model, self.layout, loss, self.local, torch.device("cpu"))
 

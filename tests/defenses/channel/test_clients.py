@@ -149,7 +149,7 @@ def test_tampered_code_is_refused_and_a_dead_guest_is_a_silent_client(
     def dying(phase: str, messages: Any, state: Any) -> Any:
         inbox = relay(phase, messages, state)
         if state.round == 0:
-            os.kill(session._run._guests.pids[-1], signal.SIGKILL)
+            os.kill(session._run._guests._guests[-1].pid, signal.SIGKILL)
         return inbox
 
     monkeypatch.setattr(session, "relay", dying)
@@ -192,10 +192,3 @@ def test_what_a_guest_cannot_build_is_refused_at_once(
     given = {"architecture": ARCHITECTURE, field: value}
     with pytest.raises(ConfigError, match=r"defense\.channel\.attest_clients"):
         Federation(FederationSettings(clients=4, rounds=2), task, mlp, Defense(channel=CHANNEL), **given)
-
-
-def test_measurements_of_clients_go_with_their_attestation():
-    with pytest.raises(ConfigError, match="client_measurements"):
-        Attested(client_measurements=("00" * 48,))
-    with pytest.raises(ConfigError, match="client_measurements"):
-        Attested(platform="sev_snp", measurements=("00" * 48,), attest_clients=True)

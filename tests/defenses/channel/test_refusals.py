@@ -11,9 +11,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privbench.defenses.tee.protocol import binding, sealing
+from privbench.benchmarks.build import ConfigError, describe
+from privbench.defenses.accounting import ClientLevel
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
+from privbench.defenses.release import CentralGaussian, Unchanged
+from privbench.defenses.tee.protocol import binding, resume, sealing
+from privbench.defenses.tee.protocol.aggregator import Unreleased
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.protocol.opening import Head, Opening
+from privbench.defenses.tee.protocol.receipts import read, sign
 from privbench.defenses.tee.wire import pack, unpack
 
 
@@ -54,7 +60,23 @@ def flip(raw: bytes) -> bytes:
     return raw[:-1] + bytes([raw[-1] ^ 1])
 
 
+def with_extras(**shape: list[int]) -> Alter:
+    """An update with a tensor that nobody agreed on; its shape may not even fit its data."""
+
+    def make(house: Any, opening: Opening) -> bytes:
+        fields = unpack(sealing.encode(house.update(0)))
+        extras = {name: {"shape": size, "data": bytes(12)} for name, size in shape.items()}
+        place = house.place(opening, 0)
+        return sealing.sign(
+            sealing.enclose(pack({**fields, "extras": extras}), place, opening.kem_key), place, house.keys[0]
+        )
+
+    return make
+
+
 CASES: dict[str, tuple[str, Alter]] = {
+    "extras": ("malformed_update", with_extras(clipped=[3])),
+    "extras of another shape": ("malformed_update", with_extras(clipped=[7])),
     "another run": ("foreign", resigned(manifest=bytes(32))),
     "a round that is over": ("stale", resigned(round=0)),
     "a round to come": ("foreign", resigned(round=2)),
@@ -137,7 +159,7 @@ def test_below_the_least_cohort_nothing_is_released(house: Any):
     with pytest.raises(Refused, match="least_cohort: 1 clients in round 1, at least 2"):
         house.open(clients=[0])
     opening = house.open()
-    with pytest.raises(Refused, match="least_cohort"):
+    with pytest.raises(Unreleased, match="least_cohort"):
         house.close(house.message(opening, 0), b"junk")
     # The round did not happen: another attempt at it is the next in the chain.
     opening = house.open(attempt=2)
@@ -311,3 +333,100 @@ def test_who_is_not_authenticated_is_not_named(house: Any):
     opening = house.open()
     answer = house.close(swapped(house, opening), house.message(opening, 0), house.message(opening, 2))
     assert verdicts(answer) == [(-1, "unsigned"), (0, "accepted"), (2, "accepted"), (1, "silent")]
+
+
+EVIL = {
+    "_target_": "privbench.benchmarks.build._call",
+    "target": {"_target_": "privbench.benchmarks.build.resolve", "target": "os.system", "trusted": ["os"]},
+    "fields": {"command": "true"},
+    "path": "",
+    "partial": False,
+}
+
+
+@pytest.mark.parametrize("kind", ["aggregation", "release", "server"])
+@pytest.mark.parametrize(
+    "found",
+    [
+        EVIL,
+        {"_target_": "privbench.benchmarks.build.resolve", "target": "os.system", "trusted": ["os"]},
+        {"_target_": "privbench.defenses.tee.platforms.software.Software"},
+        {"_target_": "privbench.defenses.aggregation.mean.clip_factor", "norm": 1.0, "bound": 1.0},
+        {"_target_": "privbench.defenses.aggregation.ClippedMean", "clip": EVIL},
+        {"_target_": "privbench.defenses.aggregation.Mean", "_partial_": True},
+    ],
+)
+def test_a_host_names_components_and_nothing_else(build_house: Any, kind: str, found: dict[str, Any]):
+    with pytest.raises(ConfigError):
+        build_house({kind: found})
+
+
+def test_a_guarantee_that_the_manifest_contradicts_is_refused(build_house: Any):
+    private = describe(ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0))
+    central = {
+        "privacy": private,
+        "aggregation": describe(ClippedMean()),
+        "release": describe(CentralGaussian()),
+        "weighting": "equal",
+    }
+    assert build_house(central).aggregator.plan is not None
+    for change in ({"weighting": "records"}, {"aggregation": describe(Mean())}, {"release": describe(Unchanged())}):
+        with pytest.raises(Refused, match="contradicted_plan"):
+            build_house({**central, **change})
+    shares = describe(ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0, noise="distributed"))
+    distributed = {"privacy": shares, "aggregation": describe(FixedDenominatorMean()), "weighting": "equal"}
+    assert build_house({**distributed, "least_cohort": 3}).aggregator.plan is not None
+    for change in ({"least_cohort": 2}, {"aggregation": describe(Mean())}):
+        with pytest.raises(Refused, match="contradicted_plan"):
+            build_house({**distributed, "least_cohort": 3, **change})
+
+
+def asked(house: Any) -> dict[str, Any]:
+    return {
+        "request": "configure",
+        "manifest": house.manifest.canonical(),
+        "countersignatures": house.signatures,
+        "model": sealing.floats(house.model),
+        "stored": None,
+    }
+
+
+def test_an_aggregator_is_configured_once(house: Any, build_house: Any):
+    from privbench.defenses.tee.protocol import program
+
+    nobody: Any = None
+    made, answer = program._answer(None, house.firmware, asked(house), nobody)
+    assert answer == {"round": 0}
+    with pytest.raises(Refused, match="out_of_order: configured already"):
+        program._answer(made, house.firmware, asked(build_house()), nobody)
+
+
+def test_no_root_is_named_for_hardware(build_house: Any):
+    """A host can't have a state taken up that another root's evidence vouches for."""
+    house = build_house()
+    opening = house.open()
+    answer = house.close(*(house.message(opening, c) for c in range(3)))
+    stored = {
+        "state": answer["state"],
+        "receipt": answer["receipt"],
+        "report": opening.report,
+        "certificates": list(house.certificates),
+        "roots": [house.firmware.chip.certificates[2]],
+    }
+    assert resume.check(stored, house.manifest).round == 1
+    with pytest.raises(Refused, match="wrong_state"):
+        resume.check({**stored, "state": answer["state"] + b"x"}, house.manifest)
+    with pytest.raises(Refused):
+        resume.check({**stored, "roots": []}, house.manifest)
+    hardware = build_house({"platform": "sev_snp"})
+    claimed = read(answer["receipt"])[0]
+    forged = sign(replace(claimed, manifest=hardware.manifest.digest.hex()), house.aggregator.signing_key)
+    with pytest.raises(Refused, match="evidence"):
+        resume.check({**stored, "receipt": forged}, hardware.manifest)
+
+
+def test_who_was_refused_is_not_lost_with_the_round(house: Any):
+    opening = house.open()
+    with pytest.raises(Unreleased, match="least_cohort") as caught:
+        house.close(swapped(house, opening), house.message(opening, 0))
+    assert [(e["client"], e["verdict"]) for e in caught.value.entries] == [(-1, "unsigned"), (0, "accepted")]

@@ -7,6 +7,7 @@ parent.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -129,15 +130,15 @@ def _pair() -> tuple[Connection, int]:
     return Connection(here.detach()), there.detach()
 
 
-def main(control: int) -> None:
-    """Entry of the process."""
+def main(control: int, folder: Path) -> None:
+    """Entry of the process; ``folder`` is gone with it, unless it is killed: then its parent removes it."""
     os.umask(0o077)
-    with tempfile.TemporaryDirectory(prefix="privbench-software-tee-") as folder:
-        manufacturer = Manufacturer(Connection(control), Path(folder))
-        try:
-            manufacturer.serve()
-        finally:
-            manufacturer.close()
+    manufacturer = Manufacturer(Connection(control), folder)
+    try:
+        manufacturer.serve()
+    finally:
+        manufacturer.close()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
@@ -145,4 +146,5 @@ if __name__ == "__main__":
 
     # Ctrl-C is for the parent: it ends this process by closing the socket, after its own last words.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    main(int(sys.argv[1]))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main(int(sys.argv[1]), Path(sys.argv[2]))

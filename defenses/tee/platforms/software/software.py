@@ -61,12 +61,14 @@ class Software:
     name = "software"
 
     def __init__(self) -> None:
+        # 0700: sockets of guests, and the code that they run. The manufacturer removes it too: one of us may be killed.
+        self._folder = tempfile.TemporaryDirectory(prefix="privbench-software-tee-", ignore_cleanup_errors=True)
         here, there = socketpair()
-        command = [sys.executable, "-P", "-B", "-m", f"{__package__}.manufacturer", str(there.fileno())]
+        module = f"{__package__}.manufacturer"
+        command = [sys.executable, "-P", "-B", "-m", module, str(there.fileno()), self._folder.name]
         self._process = subprocess.Popen(command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL)
         there.close()
         self._control = Connection(here.detach())
-        self._folder = tempfile.TemporaryDirectory(prefix="privbench-guests-")  # 0700: sockets of guests
         self._launches = 0
         self._connections: list[Connection] = []
 

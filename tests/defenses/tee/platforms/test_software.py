@@ -1,6 +1,7 @@
 """The software platform: true in form, measured by what it loads, and never taken for hardware."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Evidence, Unavailable
 from privbench.defenses.tee.platforms.software import Guest, Software, authority, code, firmware
+from privbench.defenses.tee.platforms.software.software import alive
 from privbench.defenses.tee.policy import Policy
 from privbench.defenses.tee.report import parse
 from privbench.defenses.tee.software import LABEL, MARK, MARKER
@@ -167,6 +169,22 @@ def test_keys_and_processes_end_with_the_platform():
         made.launch(PROGRAM, patches=PATCH)
     assert not folder.exists()
     assert not Path(f"/proc/{guest.pid}").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_guests_end_with_a_manufacturer_that_is_killed(how: signal.Signals):
+    with Software() as made:
+        guest = made.launch(PROGRAM, patches=PATCH)
+        folder = Path(ask(guest.connection, ASKED)["path"][0]).parent
+        made._process.send_signal(how)
+        made._process.wait()
+        deadline = time.monotonic() + 20
+        while Path(f"/proc/{guest.pid}/exe").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(Unavailable):
+            made.launch(PROGRAM, patches=PATCH)
+    assert not alive(guest.pid)
+    assert not folder.exists()
 
 
 def test_nothing_outlives_a_killed_host(tmp_path: Path):

@@ -93,7 +93,7 @@ class Forge:
                 "noise_multiplier": 2.0,
             },
             "facts": {**facts, "records": [10] * CLIENTS, "batch": [5] * CLIENTS, "steps": [2] * CLIENTS},
-            "weighting": "uniform",
+            "weighting": "equal",
             "share": "update",
             "learning_rate": 0.1,
             "seed": 7,
