@@ -300,7 +300,7 @@ class Federation:
                 raise Diverged(f"the model holds NaN or infinity after round {number}")
             state.model, state.round = released.model, number
             if self.plan:
-                state.ledger.append(self.plan.charge(number, invited))
+                state.ledger += [self.plan.charge(number, invited) for _ in range(released.attempts)]
             seen = self._remember(state, views, number, public)
             total = time.perf_counter() - begin
             seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}

@@ -28,7 +28,7 @@ class ServerState:
         model: global model, shape ``(layout.size,)``, float32.
         optimizer, rule, release, channel: what these keep between rounds, by name.
         clients: what each client itself keeps between rounds, by client; here because this process simulates them.
-        ledger: privacy history, one entry a round and mechanism.
+        ledger: privacy history, one entry for each attempt at a round.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
     """
 
@@ -183,6 +183,7 @@ class Released:
         aggregate: after the release station; ``None`` where the channel shows the model alone.
         costs: what the channel itself took in the round, by metric name (seconds, bytes).
         refused: messages that the channel refused, by the refusal's name; ``None`` for a channel that refuses none.
+        attempts: at the round, each charged: one that was lost may have released.
     """
 
     model: Tensor
@@ -190,6 +191,7 @@ class Released:
     aggregate: Update | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] | None = None
+    attempts: int = 1
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ class Aggregator:
         if attempt.commitments:
             work.channel["commitments"] = {**work.channel.get("commitments", {}), **attempt.commitments}
         if self.plan:
-            work.ledger.append(self.plan.charge(context.round, context.invited))
+            # An attempt before this one may have released what was then lost, and its host may have read it.
+            work.ledger += [self.plan.charge(context.round, context.invited) for _ in range(attempt.opening.attempt)]
         return self._finish(attempt, work, before, released.extras)
 
     def _finish(
@@ -183,6 +184,7 @@ class Aggregator:
             "receipt": envelope,
             "full": full,
             "verdicts": verdicts(attempt.entries),
+            "attempt": attempt.opening.attempt,
             "costs": dict(attempt.costs),
         }
 

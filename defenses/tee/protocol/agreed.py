@@ -62,12 +62,12 @@ class Agreed:
             return number <= facts["clients"]
         return number == max(1, round(facts["participation"] * facts["clients"]))
 
-    def misstated(self, claimed: Sequence[Mapping[str, Any]], rounds: int) -> str | None:
-        """Why ``claimed`` is not what the plan guarantees after ``rounds``; None if it is. Epsilon is recomputed."""
+    def misstated(self, claimed: Sequence[Mapping[str, Any]], charged: int) -> str | None:
+        """Why ``claimed`` isn't what the plan guarantees after ``charged`` attempts, recomputed; None if it is."""
         if self.plan is None:
             return "statements without a privacy plan" if claimed else None
         try:
-            ledger = [self.plan.charge(number, ()) for number in range(1, rounds + 1)]
+            ledger = [self.plan.charge(number, ()) for number in range(1, charged + 1)]
             ours = {(s["unit"], s["adversary"]): s for s in self.plan.statements(ledger)}
         except Exception as error:  # the manifest's numbers, whatever they are, went through numerical code
             return f"epsilon can't be recomputed: {type(error).__name__}: {error}"

@@ -11,7 +11,7 @@ _ALWAYS = (
     "That this is the only chain: a host can run two aggregators under one manifest. Clients see it when they compare "
     "the newest receipts that they know.",
     "That a round was released once: a host can throw a release away after it has read it, and have the round opened "
-    "again. Clients answer each attempt once, and its number stands in the receipt; epsilon counts the round once.",
+    "again. Clients answer each attempt once, and epsilon counts every attempt.",
     "That the clients' data are what they say, or that the numbers of records with which they enrolled are true.",
     "That the clients are different people: the roster is the enrolment authority's word, and the authority's key "
     "stands in the manifest itself; compare it with one that you know.",

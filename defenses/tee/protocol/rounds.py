@@ -19,6 +19,9 @@ from privbench.defenses.tee.report import SIGNED, SIZE, Malformed
 from privbench.defenses.tee.verdict import Verdict
 from privbench.defenses.tee.verify import verify
 
+MOST_ATTEMPTS = 64
+"""A round, on average; no run tries nearly as often."""
+
 
 @dataclass
 class Round:
@@ -28,12 +31,14 @@ class Round:
         number: from its files' names.
         checks: with the report, once it verifies.
         receipt, digest: None and empty for one that is malformed.
+        charged: attempts up to here, each of which epsilon counts.
     """
 
     number: int
     checks: Verdict = field(default_factory=Verdict)
     receipt: Receipt | None = None
     digest: bytes = b""
+    charged: int = 0
 
 
 @dataclass
@@ -75,6 +80,7 @@ class Auditing:
             checks.hold("receipt_format", str(error), "")
             return done
         done.receipt, done.digest = receipt, hashlib.sha256(payload).digest()
+        done.charged = (before.charged if before else 0) + receipt.attempt
         checks.hold("receipt_format", None, "an in-toto statement in a DSSE envelope, canonical")
         self._evidence(checks, receipt, f"{stem}.report.bin")
         try:
@@ -87,7 +93,7 @@ class Auditing:
         for name, value in self.agreed.expected.items():
             fault = f"{getattr(receipt, name)!r} is stated, {value!r} agreed"
             checks.hold(name, None if near(getattr(receipt, name), value) else fault, "as the manifest says")
-        self._epsilon(checks, receipt, number, epsilon)
+        self._epsilon(checks, receipt, number, done.charged if epsilon else None)
         self._full(checks, receipt, done.digest, stem)
         return done
 
@@ -159,16 +165,18 @@ class Auditing:
         fault = None if len(receipt.inputs) == messages else f"{len(receipt.inputs)} for {messages} messages"
         checks.hold("inputs", fault, "a commitment for each message")
 
-    def _epsilon(self, checks: Verdict, receipt: Receipt, number: int, wanted: bool) -> None:
+    def _epsilon(self, checks: Verdict, receipt: Receipt, number: int, charged: int | None) -> None:
         if not self.agreed.bound:
             checks.skip("epsilon", "no plan to recompute it with")
-        elif not wanted or receipt.round != number:
+        elif charged is None or receipt.round != number:
             checks.skip("epsilon", "not recomputed")
         elif number > self.agreed.rounds:
             checks.hold("epsilon", f"the plan covers {self.agreed.rounds} rounds", "")
+        elif charged > MOST_ATTEMPTS * number:
+            checks.hold("epsilon", f"{charged} attempts at {number} rounds", "")
         else:
             done = "recomputed from the plan" if self.agreed.plan else "no plan, and no statement"
-            checks.hold("epsilon", self.agreed.misstated(receipt.statements, number), done)
+            checks.hold("epsilon", self.agreed.misstated(receipt.statements, charged), done)
 
     def _full(self, checks: Verdict, receipt: Receipt, digest: bytes, stem: str) -> None:
         if self.auditor is None:

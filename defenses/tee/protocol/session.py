@@ -169,7 +169,8 @@ class AttestedSession:
         }
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
-        return Released(model, extras, costs=costs, refused=refused), views, state
+        released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
+        return released, views, state
 
 
 @lru_cache(maxsize=4)

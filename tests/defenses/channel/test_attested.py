@@ -144,6 +144,26 @@ def test_an_aggregator_that_dies_in_a_round_is_started_again(
     assert session.assurance == "software"
 
 
+def test_epsilon_counts_every_attempt(
+    federation: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    guarantee = ClientLevel(delta=1e-3, clip=0.3, epsilon=8.0)
+    made = federation(Defense(channel=Attested(), privacy=guarantee, **CENTRAL))
+    session = made.session(made.start(), "a run", tmp_path)
+    assert isinstance(session, AttestedSession)
+    try:
+        once(session, monkeypatch, 2)
+        last = finish(made, session, made.start())[-1]
+        assert made.plan is not None
+        receipt = read((tmp_path / "round-0002.receipt.json").read_bytes())[0]
+        assert (receipt.attempt, len(last.state.ledger), last.released.attempts) == (2, 3, 2)
+        assert receipt.statements == made.plan.statements(last.state.ledger)
+        assert receipt.statements[0]["epsilon"] > 8.5
+        assert session.assurance == "software", "the audit counts them too"
+    finally:
+        session.close()
+
+
 def test_an_aggregator_that_dies_between_rounds_is_started_again(
     attested: Any, federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ):

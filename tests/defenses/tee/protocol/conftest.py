@@ -178,7 +178,9 @@ class Forge:
     def statements(self, rounds: int) -> list[dict[str, Any]]:
         if self.plan is None:
             return []
-        return self.plan.statements([self.plan.charge(n, range(CLIENTS)) for n in range(1, rounds + 1)])
+        # Round 2 took two attempts, and each is charged.
+        numbers = [n for n in range(1, rounds + 1) for _ in range(1 + (n == 2))]
+        return self.plan.statements([self.plan.charge(n, range(CLIENTS)) for n in numbers])
 
     def path(self, number: int, kind: str) -> Path:
         return self.folder / f"round-{number:04d}.{kind}"
