@@ -145,6 +145,21 @@ class RoundView:
     seconds: Mapping[int, float] = field(default_factory=dict)
 
 
+def by_adversary(operator: RoundView) -> dict[str, RoundView]:
+    """Each adversary's view of a round; whoever isn't the server's operator sees a part of what it sees."""
+    # Whoever stores or trains the model sees it before and after; a participant as well as a recipient.
+    outside = RoundView(operator.round, sent=operator.sent, released=operator.released)
+    took_part, sizes, seconds = operator.participants, operator.sizes, operator.seconds
+    network = RoundView(operator.round, participants=took_part, sizes=sizes, seconds=seconds)
+    return {
+        "server_operator": operator,
+        "active_operator": operator,
+        "network": network,
+        "participant": outside,
+        "model_recipient": outside,
+    }
+
+
 @dataclass(frozen=True)
 class View:
     """All that ``adversary`` has seen so far, oldest round first."""

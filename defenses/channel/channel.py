@@ -9,7 +9,7 @@ from torch import Tensor
 
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
 from privbench.benchmarks.federation.update import Kind, Layout, Update
-from privbench.benchmarks.federation.view import RoundView
+from privbench.benchmarks.federation.view import RoundView, by_adversary
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.settings import LocalWork
@@ -250,18 +250,8 @@ class Plaintext:
 
         sent = state.model
         released = pipeline.run(opened(), state, context)
-        # Whoever stores or trains the model sees it before and after; a participant as well as a recipient.
-        outside = RoundView(context.round, sent=sent, released=released.model)
         took_part = tuple(sorted(sizes))
-        network = RoundView(context.round, participants=took_part, sizes=sizes, seconds=seconds)
         operator = RoundView(
             context.round, sent, released.model, took_part, kept, released.aggregate, context.crafted, sizes, seconds
         )
-        views = {
-            "server_operator": operator,
-            "active_operator": operator,
-            "network": network,
-            "participant": outside,
-            "model_recipient": outside,
-        }
-        return released, views, state
+        return released, by_adversary(operator), state

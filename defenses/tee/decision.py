@@ -21,10 +21,9 @@ from privbench.benchmarks.build import require
 from privbench.defenses.tee.certificates import Certificate
 from privbench.defenses.tee.platforms.platform import Evidence
 from privbench.defenses.tee.policy import ANY, Policy
-from privbench.defenses.tee.protocol import dsse
+from privbench.defenses.tee.protocol import dsse, statement
 from privbench.defenses.tee.protocol.binding import transcript
 from privbench.defenses.tee.protocol.manifest import Refused
-from privbench.defenses.tee.protocol.receipts import PAYLOAD, STATEMENT
 from privbench.defenses.tee.report import Malformed
 from privbench.defenses.tee.verdict import Verdict
 from privbench.defenses.tee.verify import verify as verify_report
@@ -132,9 +131,8 @@ def sign(decision: Decision, key: Ed25519PrivateKey) -> bytes:
     """
     predicate = dict(decision.__dict__)
     subject = _subject(decision.model.get("vector"))
-    statement = {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
     try:
-        signed = dsse.seal(statement, PAYLOAD, key)
+        signed = statement.seal(subject, PREDICATE, predicate, key)
     except Malformed as error:
         raise _malformed(str(error)) from None
     read(signed)
@@ -148,19 +146,14 @@ def read(envelope: bytes) -> tuple[Decision, dsse.Signed]:
         Refused: ``malformed_receipt``. Nothing else is raised, whatever the bytes.
     """
     try:
-        statement, signed = dsse.read(envelope, PAYLOAD)
+        subject, found, signed = statement.read(envelope, PREDICATE)
     except Malformed as error:
         raise _malformed(str(error)) from None
-    if not isinstance(statement, dict) or set(statement) != {"_type", "subject", "predicateType", "predicate"}:
-        raise _malformed("fields of the statement")
-    if statement["_type"] != STATEMENT or statement["predicateType"] != PREDICATE:
-        raise _malformed("another type of statement or of predicate")
-    found = statement["predicate"]
     if not isinstance(found, dict) or set(found) != set(_FIELDS):
         raise _malformed("fields of the decision")
     if wrong := [name for name, sound in _FIELDS.items() if not sound(found[name])]:
         raise _malformed(f"the value of {', '.join(wrong)}")
-    if statement["subject"] != _subject(found["model"]["vector"]):
+    if subject != _subject(found["model"]["vector"]):
         raise _malformed("the subject is not the model")
     return Decision(**found), signed
 

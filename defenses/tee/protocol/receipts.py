@@ -19,15 +19,13 @@ from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from privbench.defenses.tee.protocol import dsse
+from privbench.defenses.tee.protocol import dsse, statement
 from privbench.defenses.tee.protocol.binding import transcript
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.report import Malformed
 from privbench.defenses.tee.wire import pack, unpack
 
-STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://privbench.dev/round-receipt/v1"
-PAYLOAD = "application/vnd.in-toto+json"
 EVIDENCE = ("signed_sha256", "kem_key", "signing_key", "nonce_root")
 ACCEPTED = "accepted"
 
@@ -105,9 +103,8 @@ def sign(receipt: Receipt, private_key: Ed25519PrivateKey) -> bytes:
     """
     predicate = dict(receipt.__dict__)
     subject = _subject(predicate.pop("model"))
-    statement = {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
     try:
-        signed = dsse.seal(statement, PAYLOAD, private_key)
+        signed = statement.seal(subject, PREDICATE, predicate, private_key)
     except Malformed as error:
         raise _malformed(str(error)) from None
     read(signed)
@@ -221,14 +218,9 @@ def check_full(entries: Sequence[Mapping[str, Any]], receipt: Receipt, roster: S
 
 def _read(envelope: bytes) -> tuple[Receipt, dsse.Signed]:
     try:
-        statement, signed = dsse.read(envelope, PAYLOAD)
+        subject, predicate, signed = statement.read(envelope, PREDICATE)
     except Malformed as error:
         raise _malformed(str(error)) from None
-    if not isinstance(statement, dict) or set(statement) != {"_type", "subject", "predicateType", "predicate"}:
-        raise _malformed("fields of the statement")
-    if statement["_type"] != STATEMENT or statement["predicateType"] != PREDICATE:
-        raise _malformed("another type of statement or of predicate")
-    subject, predicate = statement["subject"], statement["predicate"]
     if not isinstance(predicate, dict) or "model" in predicate:
         raise _malformed("the predicate")
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
-from privbench.benchmarks.federation.view import RoundView
+from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.channel.channel import Message, Setup, Turn
 from privbench.defenses.tee.protocol import guests, proof, sealing
 from privbench.defenses.tee.protocol import state as states
@@ -157,20 +157,11 @@ class AttestedSession:
         sizes = {int(c): n for c, n in answer["sizes"].items()}
         seconds = {int(c): s for c, s in answer["seconds"].items()}
         took_part, sent = tuple(sorted(sizes)), state.model
-        outside = RoundView(context.round, sent=sent, released=model)
-        network = RoundView(context.round, participants=took_part, sizes=sizes, seconds=seconds)
         operator = RoundView(context.round, sent, model, took_part, {}, None, context.crafted, sizes, seconds)
-        views = {
-            "server_operator": operator,
-            "active_operator": operator,
-            "network": network,
-            "participant": outside,
-            "model_recipient": outside,
-        }
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
         released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
-        return released, views, state
+        return released, by_adversary(operator), state
 
 
 @lru_cache(maxsize=4)
