@@ -121,7 +121,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
 def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict[str, Any]:
     packages, machine = environment()
     privacy = prepared.experiment.defense.privacy
-    spec = prepared.experiment.task.spec
+    spec, channel = prepared.experiment.task.spec, prepared.experiment.defense.channel
     return {
         "schema": SCHEMA,
         "id": prepared.id,
@@ -134,7 +134,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "machine": {**machine, "workers": workers, "device": str(prepared.federation.device)},
         # Until the run is complete, nothing is assured; what is then, evidence shows.
         "assurance": "none",
-        "isolation": "same_host" if workers > 1 or prepared.experiment.defense.channel.apart else "same_process",
+        "isolation": channel.isolation if channel.apart or workers == 1 else "same_host",
         "reproducible": privacy is None or privacy.noise_source == "seeded",
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,

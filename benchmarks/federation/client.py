@@ -122,10 +122,9 @@ class Turn:
         # The same records in every round: the adversary poisons its data set once.
         return poisoner.poison(records, side.spec, side.trigger, stream(side.seed, "poison", 0, client))
 
-    def update(self) -> Update:
+    def update(self, received: Tensor) -> Update:
         """What it sends, after its mechanism and its poisoner."""
         side, job, poisoner = self.side, self.job, self.poisoner
-        received = side.received if job.model is None else job.model
         records, local = self.records(), self.local
         update = side.trainer(local).train(received, records, self.work, job.client, side.plan, side.seed, job.round)
         if poisoner is not None:
@@ -147,4 +146,4 @@ def take_turn(side: ClientSide, job: Job) -> Message:
 
 def compute(side: ClientSide, job: Job) -> Update:
     """The update of this client in this round."""
-    return Turn(side, job).update()
+    return Turn(side, job).update(side.received if job.model is None else job.model)

@@ -145,10 +145,17 @@ class RoundView:
     seconds: Mapping[int, float] = field(default_factory=dict)
 
 
-def by_adversary(operator: RoundView) -> dict[str, RoundView]:
-    """Each adversary's view of a round; whoever isn't the server's operator sees a part of what it sees."""
+def by_adversary(full: RoundView, models: bool = True) -> dict[str, RoundView]:
+    """Each adversary's view of a round.
+
+    Args:
+        full: what there is to be seen.
+        models: the server's operator reads the models that go out; otherwise clients and recipients alone do, but for
+            the first, which everybody knows.
+    """
+    operator = full if models else replace(full, sent=full.sent if full.round == 1 else None, released=None)
     # Whoever stores or trains the model sees it before and after; a participant as well as a recipient.
-    outside = RoundView(operator.round, sent=operator.sent, released=operator.released)
+    outside = RoundView(full.round, sent=full.sent, released=full.released)
     took_part, sizes, seconds = operator.participants, operator.sizes, operator.seconds
     network = RoundView(operator.round, participants=took_part, sizes=sizes, seconds=seconds)
     return {

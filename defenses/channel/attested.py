@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from privbench.benchmarks.build import require
+from privbench.benchmarks.build import RUNTIME, require
 from privbench.benchmarks.federation.server import ServerState
 from privbench.defenses.channel.channel import Setup
 
@@ -16,20 +16,28 @@ class Attested:
     """An attested aggregator, on a platform that can show what it launched.
 
     Args:
-        platform: ``software``, the only one that runs are launched on: it emulates a TEE and assures nothing.
+        platform: ``software`` emulates a TEE and assures nothing; ``sev_snp`` is the AMD SEV-SNP guest that all of the
+            run happens in, which keeps the machine's owner out.
         least_cohort: a round of fewer updates releases nothing and stops the run. ``None``: 1, but 0 where a guarantee
             counts on Poisson sampling, since a round without clients must look like any other.
         greatest_age: seconds from a client's nonce after which it takes the evidence for old.
         auditors: X25519 public keys, in hexadecimal, that full receipts are sealed to.
         attest_clients: clients train in guests of their own and prove code, settings and update to the aggregator,
-            which refuses whoever doesn't.
+            which refuses whoever doesn't. On the software platform.
+        downlink: ``plain``, the operator reads the models that are sent out; ``sealed``, only clients, and one who
+            measures them, do.
+        patience: seconds without an answer after which the aggregator, or a client's guest, counts as lost.
+        tcb_floor: of the processor's firmware, that clients demand: ``advisory``, or ``none``.
     """
 
-    platform: Literal["software"] = "software"
+    platform: Literal["software", "sev_snp"] = "software"
     least_cohort: int | None = None
     greatest_age: float = 120.0
     auditors: tuple[str, ...] = ()
     attest_clients: bool = False
+    downlink: Literal["plain", "sealed"] = "plain"
+    patience: float = field(default=600.0, metadata=RUNTIME)
+    tcb_floor: Literal["advisory", "none"] = "advisory"
     plaintext: bool = field(default=False, init=False)
     sums_only: bool = field(default=False, init=False)
     apart: bool = field(default=True, init=False)
@@ -40,6 +48,14 @@ class Attested:
             require(hexadecimal, "auditors", digits, "64 hexadecimal digits, lower case")
         require(self.least_cohort is None or self.least_cohort >= 0, "least_cohort", self.least_cohort, "at least 0")
         require(self.greatest_age > 0, "greatest_age", self.greatest_age, "seconds, more than 0")
+        require(self.patience > 0, "patience", self.patience, "seconds, more than 0")
+        hint = "false on sev_snp: one guest has one measurement, which can't tell clients' code from the aggregator's"
+        require(not self.attest_clients or self.platform == "software", "attest_clients", True, hint)
+
+    @property
+    def isolation(self) -> str:
+        """What separates the parties."""
+        return "same_guest" if self.platform == "sev_snp" else "same_host"
 
     def least(self, private: bool, sampled: bool, needed: int = 0) -> int:
         """The least cohort, for a client-level guarantee or without one, with Poisson sampling or without.
@@ -64,4 +80,4 @@ class Attested:
         # Cryptography and the platform are loaded by runs that need them.
         from privbench.defenses.tee.protocol.session import AttestedSession
 
-        return AttestedSession(self, setup, state.round)
+        return AttestedSession(self, setup, state)

@@ -86,8 +86,8 @@ class Setup:
 class Turn(Protocol):
     """One client's work in a round, done when the channel asks for it."""
 
-    def update(self) -> Update:
-        """Trained here, after the local mechanism and whatever the client's poisoner does."""
+    def update(self, received: Tensor) -> Update:
+        """Trained here from ``received``, after the local mechanism and whatever the client's poisoner does."""
         ...
 
     def records(self) -> "Split":
@@ -185,6 +185,7 @@ class Channel(Protocol):
         plaintext: an adversary at the server reads single updates.
         sums_only: the far end reads a sum alone, so that only rules that are sums work.
         apart: clients must not run in the coordinating process.
+        isolation: what separates server and clients where ``apart``; ``same_process`` where nothing need.
     """
 
     @property
@@ -195,6 +196,9 @@ class Channel(Protocol):
 
     @property
     def apart(self) -> bool: ...
+
+    @property
+    def isolation(self) -> str: ...
 
     def start(self, setup: Setup, state: ServerState) -> Session:
         """Begin, or go on after ``state.round`` rounds."""
@@ -209,6 +213,7 @@ class Plaintext:
     plaintext = True
     sums_only = False
     apart = False
+    isolation = "same_process"
     assurance = "none"
 
     def start(self, setup: Setup, state: ServerState) -> "Plaintext":
@@ -227,7 +232,7 @@ class Plaintext:
         self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
     ) -> Message:
         assert turn is not None
-        update = turn.update()
+        update = turn.update(received)
         size = update.vector.nbytes + sum(t.nbytes for t in update.extras.values())
         return Message(client, update, size, state=state)
 

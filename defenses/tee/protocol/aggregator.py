@@ -21,17 +21,18 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerState
-from privbench.benchmarks.federation.update import Update
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
-from privbench.defenses.tee.protocol import binding, parts, proof, receipts, resume, sealing, state
+from privbench.defenses.tee.protocol import binding, downlink, parts, proof, receipts, resume, sealing, state
 from privbench.defenses.tee.protocol.agreed import contradiction
 from privbench.defenses.tee.protocol.attempt import Attempt, entry
+from privbench.defenses.tee.protocol.intake import Intake
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused, check_countersignatures, public
 from privbench.defenses.tee.protocol.opening import FIRST, Opening
 from privbench.defenses.tee.protocol.proof import Verifier
 from privbench.defenses.tee.protocol.receipts import Receipt
 from privbench.defenses.tee.report import parse
+from privbench.defenses.tee.wire import pack
 
 
 class Unreleased(RuntimeError):
@@ -68,15 +69,20 @@ class Aggregator:
         self.platform, self.manifest, self.digest = platform, manifest, manifest.digest
         self.signing_key = Ed25519PrivateKey.generate()
         self.layout, self.facts, self.plan = parts.layout(manifest), parts.facts(manifest), parts.plan(manifest)
+        self._keys = [bytes.fromhex(k) for k in manifest.recipients]
         kinds = ("aggregation", "release", "server")
         self.pipeline = Pipeline(*(parts.component(kind, getattr(manifest, kind)) for kind in kinds))
         if self.plan and (fault := contradiction(manifest, self.plan)):
             raise Refused("contradicted_plan", fault)
         local = parts.component("local", manifest.training["local"]) if manifest.training else None
-        self.clip = parts.clip(manifest, local) if local else None
+        clip = parts.clip(manifest, local) if local else None
+        self.intake = Intake(manifest, self.digest, self.layout, self.facts.records, clip)
         self.state = ServerState(round=0, model=model)
+        self.start = bytes.fromhex(manifest.model)
         self.previous, self.last_attempt = FIRST, 0
         self.attempt: Attempt | None = None
+        self._sealed: bytes | None = None
+        self._unlocking: Attempt | None = None
 
     def resume(self, stored: dict[str, Any]) -> None:
         """Go on from a state whose digest stands in the last receipt.
@@ -84,9 +90,41 @@ class Aggregator:
         Raises:
             Refused: if it does not, or if that receipt isn't of this run's attested aggregator.
         """
-        resume.check(stored, self.manifest)
-        self.state = ServerState(**state.decode(stored["state"]))
-        self.previous = receipts.digest(stored["receipt"])
+        receipt = resume.check(stored, self.manifest)
+        self.start, self.previous = bytes.fromhex(receipt.model), receipts.digest(stored["receipt"])
+        if self.manifest.recipients:
+            self.state, self._sealed = ServerState(round=receipt.round, model=torch.empty(0)), stored["state"]
+        else:
+            self.state = ServerState(**state.decode(stored["state"]))
+
+    @property
+    def locked(self) -> bool:
+        """Whether it has its state sealed, and waits for somebody who was sent that release's key."""
+        return self._sealed is not None
+
+    def ask_key(self, client: int, nonce: bytes) -> dict[str, Any]:
+        """Show evidence to one client, for the key of the state that it resumed: an opening with attempt 0.
+
+        Raises:
+            Refused: ``out_of_order`` or ``unknown_client``.
+        """
+        if not self.locked:
+            raise Refused("out_of_order", "the state is not sealed")
+        self._unlocking, answer = self._opened(self.state.round + 1, 0, {client: nonce}, ())
+        return answer
+
+    def unlock(self, message: bytes) -> None:
+        """Take the key up, sealed by the client that was asked.
+
+        Raises:
+            Refused: ``out_of_order``, ``unopenable`` for another key, or what is wrong with the message.
+        """
+        asked, self._unlocking = self._unlocking, None
+        if asked is None or self._sealed is None:
+            raise Refused("out_of_order", "no key was asked for")
+        key = self.intake.payload(message, asked)
+        self.state = ServerState(**state.decode(downlink.open_state(self._sealed, key, self.digest, self.state.round)))
+        self._sealed = None
 
     def open(self, round: int, attempt: int, joins: dict[int, bytes]) -> dict[str, Any]:
         """Begin an attempt at the next round: new KEM key, new evidence over the clients' nonces.
@@ -97,13 +135,21 @@ class Aggregator:
         Raises:
             Refused: ``out_of_order``, ``not_invited``, ``unknown_client`` or ``least_cohort``.
         """
-        if round != self.state.round + 1 or (attempt <= self.last_attempt):
+        if self.locked or round != self.state.round + 1 or attempt <= self.last_attempt:
             raise Refused("out_of_order", f"round {round} attempt {attempt} after round {self.state.round}")
         drawn = stream(self.manifest.seed, "cohort", round)
         invited = cohort(self.facts.clients, self.facts.participation, self.facts.sampling, drawn)
         if strangers := sorted(set(joins) - set(invited)):
             raise Refused("not_invited", f"clients {strangers} are not of round {round}'s cohort")
         self._enough(len(joins), round)
+        self.attempt, answer = self._opened(round, attempt, joins, invited)
+        self.last_attempt = attempt
+        return answer
+
+    def _opened(
+        self, round: int, attempt: int, joins: dict[int, bytes], invited: tuple[int, ...]
+    ) -> tuple[Attempt, dict[str, Any]]:
+        """An attempt with a new KEM key and evidence for who joined, and what its host is told."""
         started = time.perf_counter()
         kem_key, roster = X25519PrivateKey.generate(), range(len(self.manifest.roster))
         leaves = [binding.leaf(self.manifest.key(c), joins.get(c, binding.ABSENT)) for c in roster]
@@ -111,14 +157,12 @@ class Aggregator:
         keys = kem_key.public_key().public_bytes_raw(), public(self.signing_key)
         asked = binding.report_data(binding.AGGREGATOR, self.digest, *keys, tree[-1][0])
         evidence = self.platform.evidence(asked)
-        start = sealing.model_digest(self.state.model)
-        opening = Opening(self.digest, round, attempt, start, self.previous, *keys, tree[-1][0], evidence.report)
+        opening = Opening(self.digest, round, attempt, self.start, self.previous, *keys, tree[-1][0], evidence.report)
         opening = opening.signed(self.signing_key)
         root = proof.own_root(evidence) if self.manifest.platform == "software" else None
-        self.attempt = Attempt(opening, kem_key, frozenset(joins), invited, Verifier(self.manifest, root))
-        self.last_attempt = attempt
-        self.attempt.costs["evidence_seconds"] = time.perf_counter() - started
-        return {
+        made = Attempt(opening, kem_key, frozenset(joins), invited, Verifier(self.manifest, root))
+        made.costs["evidence_seconds"] = time.perf_counter() - started
+        return made, {
             "opening": dict(opening.__dict__),
             "paths": {str(c): binding.path(tree, c) for c in joins},
             "certificates": list(evidence.certificates),
@@ -144,11 +188,11 @@ class Aggregator:
     def _release(self, messages: Iterator[bytes], attempt: Attempt) -> dict[str, Any]:
         context = self._context(attempt)
         started = time.perf_counter()
-        before = sealing.model_digest(self.state.model)
         # On a copy, so that an attempt which fails late has not happened. Models are replaced, never changed in place.
         work = copy.deepcopy(dataclasses.replace(self.state, model=torch.empty(0)))
         work.model = self.state.model
-        released = self.pipeline.run(self._updates(messages, attempt), work, context)
+        updates = self.intake.updates(messages, attempt, self.state.channel.get("commitments", {}))
+        released = self.pipeline.run(updates, work, context)
         self._enough(len(attempt.accepted), context.round)
         if not bool(torch.isfinite(released.model).all()):
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
@@ -160,102 +204,29 @@ class Aggregator:
         if self.plan:
             # An attempt before this one may have released what was then lost, and its host may have read it.
             work.ledger += [self.plan.charge(context.round, context.invited) for _ in range(attempt.opening.attempt)]
-        return self._finish(attempt, work, before, released.extras)
+        return self._finish(attempt, work, released.extras)
 
-    def _finish(
-        self, attempt: Attempt, work: ServerState, before: bytes, extras: Mapping[str, torch.Tensor]
-    ) -> dict[str, Any]:
+    def _finish(self, attempt: Attempt, work: ServerState, extras: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         started = time.perf_counter()
         for client in sorted(attempt.joined - {e["client"] for e in attempt.entries}):
             attempt.entries.append(entry(client, b"", "silent", "joined and sent nothing"))
-        kept = state.encode(_kept(work))
-        receipt = self._receipt(attempt, work, before, kept)
+        model, out = self._outgoing(work, extras, attempt)
+        receipt = self._receipt(attempt, work, model, out["state"])
         envelope = receipts.sign(receipt, self.signing_key)
         full = [
             receipts.seal_full(attempt.entries, bytes.fromhex(key), receipts.digest(envelope))
             for key in self.manifest.auditors
         ]
-        self.state, self.previous, self.last_attempt = work, receipts.digest(envelope), 0
+        self.state, self.start, self.previous, self.last_attempt = work, model, receipts.digest(envelope), 0
         attempt.costs["receipt_seconds"] = time.perf_counter() - started
         return {
-            "model": sealing.floats(work.model),
-            "extras": state.encode(extras),
-            "state": kept,
+            **out,
             "receipt": envelope,
             "full": full,
             "verdicts": verdicts(attempt.entries),
             "attempt": attempt.opening.attempt,
             "costs": dict(attempt.costs),
         }
-
-    def _updates(self, messages: Iterator[bytes], attempt: Attempt) -> Iterator[Update]:
-        since = time.perf_counter()
-        for message in messages:
-            started = time.perf_counter()
-            attempt.waited += started - since
-            digest, client = hashlib.sha256(message).digest(), -1
-            try:
-                place, sealed, signature = sealing.read(message)
-                digest = hashlib.sha256(sealed).digest()
-                self._authenticate(place, sealed, signature)
-                client = place.client  # until here anybody could have named it
-                self._admit(place, attempt)
-                update = self._update(sealing.open_(sealed, place, attempt.kem_key), client, attempt)
-            except Refused as refusal:
-                attempt.entries.append(entry(client, digest, refusal.name, refusal.reason, len(message)))
-                continue
-            finally:
-                since = time.perf_counter()
-                attempt.costs["opening_seconds"] += since - started
-            attempt.accepted.add(client)
-            attempt.entries.append(entry(client, digest, "accepted", "", len(message)))
-            yield update
-            since = time.perf_counter()
-        attempt.waited += time.perf_counter() - since
-
-    def _update(self, payload: bytes, client: int, attempt: Attempt) -> Update:
-        """The update in a payload, with the client's proof where clients are attested."""
-        attesting = bool(self.manifest.client_measurements)
-        encoded, fields = sealing.split(payload) if attesting else (payload, None)
-        update = sealing.decode(encoded, client, self.layout)
-        self._sound(update, client)
-        if attesting:
-            shown, known = proof.read(fields), self.state.channel.get("commitments", {}).get(str(client))
-            attempt.verifier.check(shown, client, attempt.opening, encoded, self.clip, known)
-            attempt.commitments[str(client)] = shown.statement.commitment
-        return update
-
-    def _authenticate(self, place: sealing.Place, sealed: bytes, signature: bytes) -> None:
-        if place.manifest != self.digest:
-            raise Refused("foreign", "a message of another run")
-        sealing.check_signature(place, sealed, signature, self.manifest.key(place.client))
-
-    def _admit(self, place: sealing.Place, attempt: Attempt) -> None:
-        """Refuse, by name, whatever isn't this attempt's message of one of its clients."""
-        opening = attempt.opening
-        if place.client not in attempt.joined:
-            raise Refused("not_invited", f"client {place.client} has not joined this attempt")
-        here = f"round {opening.round} attempt {opening.attempt} is open"
-        if (place.round, place.attempt) < (opening.round, opening.attempt):
-            raise Refused("stale", f"a message of round {place.round} attempt {place.attempt}, {here}")
-        if (place.round, place.attempt) != (opening.round, opening.attempt):
-            raise Refused("foreign", f"a message of round {place.round} attempt {place.attempt}, {here}")
-        if place.client in attempt.accepted:
-            raise Refused("replayed", f"client {place.client} has sent its update already")
-        if place.evidence != opening.evidence:
-            raise Refused("stale_evidence", f"client {place.client} relied on other evidence")
-        if (place.start_model, place.previous) != (opening.start_model, opening.previous):
-            raise Refused("wrong_start", f"client {place.client} started from another model or receipt")
-
-    def _sound(self, update: Update, client: int) -> None:
-        if update.extras:
-            raise Refused("malformed_update", f"client {client} sent tensors that nobody agreed on: {[*update.extras]}")
-        if update.kind != self.manifest.share:
-            raise Refused("malformed_update", f"client {client} sent a {update.kind}, not a {self.manifest.share}")
-        enrolled = self.facts.records[client]
-        if update.records != enrolled:
-            # Weights are made of it: a client can't grow between enrolment and a round.
-            raise Refused("inflated_records", f"client {client} claims {update.records} records, enrolled {enrolled}")
 
     def _enough(self, clients: int, round: int) -> None:
         least = self.manifest.least_cohort
@@ -276,7 +247,21 @@ class Aggregator:
             watched=frozenset(),
         )
 
-    def _receipt(self, attempt: Attempt, work: ServerState, before: bytes, kept: bytes) -> Receipt:
+    def _outgoing(
+        self, work: ServerState, extras: Mapping[str, torch.Tensor], attempt: Attempt
+    ) -> tuple[bytes, dict[str, Any]]:
+        """The new model's digest, and model and state for the host: in the clear, or sealed for the recipients."""
+        floats, kept = sealing.floats(work.model), state.encode(_kept(work))
+        content = {"model": floats, "extras": state.encode(extras)}
+        if not self._keys:
+            return downlink.digest(floats, None), {**content, "state": kept}
+        started = time.perf_counter()
+        key = downlink.new_key()
+        release = downlink.seal(key, pack(content), kept, self.digest, work.round, self._keys)
+        attempt.costs["downlink_seconds"] = time.perf_counter() - started
+        return downlink.digest(floats, downlink.salt(key)), {**release.__dict__, "keys": list(release.keys)}
+
+    def _receipt(self, attempt: Attempt, work: ServerState, model: bytes, kept: bytes) -> Receipt:
         opening = attempt.opening
         refused = Counter(e["verdict"] for e in attempt.entries if e["verdict"] != "accepted")
         keys = [self.manifest.key(e["client"]) if e["client"] >= 0 else b"" for e in attempt.entries]
@@ -296,8 +281,8 @@ class Aggregator:
                 "signing_key": opening.signing_key.hex(),
                 "nonce_root": opening.root.hex(),
             },
-            start_model=before.hex(),
-            model=sealing.model_digest(work.model).hex(),
+            start_model=opening.start_model.hex(),
+            model=model.hex(),
             state=hashlib.sha256(kept).hexdigest(),
             invited=len(attempt.invited),
             accepted=len(attempt.accepted),

@@ -11,14 +11,10 @@ from contextlib import suppress
 from multiprocessing.connection import Client
 from typing import Any
 
-from privbench.defenses.tee.platforms.software import Guest, Launch, Software
-from privbench.defenses.tee.platforms.software.software import alive, last_words
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, alive, last_words
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.trainer import PROGRAM
 from privbench.defenses.tee.wire import pack, unpack
-
-PATIENCE = 600.0
-"""Seconds without an answer after which a guest counts as lost."""
 
 _claimed: dict[str, int] = {}
 """Lock files that this process holds, by socket."""
@@ -46,7 +42,7 @@ class Guests:
         guests: that were launched by them, in the same order.
     """
 
-    def __init__(self, platform: Software, launches: list[Launch], guests: list[Guest]):
+    def __init__(self, platform: Host, launches: list[Launch], guests: list[Guest]):
         self._platform, self._launches = platform, launches
         self._guests = [_apart(guest) for guest in guests]
 
@@ -69,8 +65,11 @@ def _apart(guest: Guest) -> Guest:
     return guest
 
 
-def ask(sockets: list[str], request: dict[str, Any]) -> dict[str, Any]:
+def ask(sockets: list[str], request: dict[str, Any], patience: float) -> dict[str, Any]:
     """A guest's answer to one client's turn.
+
+    Args:
+        patience: seconds without an answer after which the guest counts as lost.
 
     Raises:
         Refused: what the guest refuses, or ``guest_lost`` if it is gone.
@@ -79,8 +78,8 @@ def ask(sockets: list[str], request: dict[str, Any]) -> dict[str, Any]:
     try:
         with Client(socket, "AF_UNIX") as connection:
             connection.send_bytes(pack(request))
-            if not connection.poll(PATIENCE):
-                raise Refused("guest_lost", f"the client's guest has not answered for {PATIENCE:.0f} s")
+            if not connection.poll(patience):
+                raise Refused("guest_lost", f"the client's guest has not answered for {patience:g} s")
             answer = unpack(connection.recv_bytes())
     except (OSError, EOFError):
         raise Refused("guest_lost", f"the client's guest is gone. {last_words(socket)}".strip()) from None

@@ -3,6 +3,7 @@
 Its bytes are canonical JSON (RFC 8785)."""
 
 import hashlib
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -17,6 +18,8 @@ from privbench.defenses.tee.protocol.binding import transcript
 SCHEMA = 1
 _COUNTERSIGN = b"privbench countersigned manifest 1"
 _ENROL = b"privbench roster 1"
+_OPTIONAL = ("client_measurements", "training", "recipients")
+"""Fields that are left out of a manifest where they are empty."""
 
 
 class Refused(RuntimeError):
@@ -54,10 +57,12 @@ class Manifest:
         least_cohort: fewer updates than this, and nothing is released.
         greatest_age: seconds after which a client takes evidence for old.
         roster: the clients' public keys (Ed25519), in the order of their numbers.
-        authority: the enrolment authority's public key, and ``enrolment`` its signature over the roster.
+        authority: the enrolment authority's public key, and ``enrolment`` its signature over roster and recipients.
         auditors: public keys (X25519) that full receipts are sealed to.
         client_measurements: launch digests of the clients' guest; empty where clients aren't attested.
         training: model, inputs, task, local work and mechanism that attested clients train with; else null.
+        recipients: public keys (X25519) that releases are sealed to: the clients', in the order of their numbers, then
+            those of who receives models and doesn't train. Empty for a plain downlink.
     """
 
     run: str
@@ -85,11 +90,12 @@ class Manifest:
     version: int = SCHEMA
     client_measurements: tuple[str, ...] = ()
     training: Mapping[str, Any] | None = None
+    recipients: tuple[str, ...] = ()
 
     def canonical(self) -> bytes:
-        """The bytes that are hashed and signed. Without attested clients they are those of a manifest before them."""
+        """The bytes that are hashed and signed. What a run doesn't use isn't in them."""
         plain = _plain(asdict(self))
-        return rfc8785.dumps({k: v for k, v in plain.items() if v or k not in ("client_measurements", "training")})
+        return rfc8785.dumps({k: v for k, v in plain.items() if v or k not in _OPTIONAL})
 
     @property
     def digest(self) -> bytes:
@@ -104,24 +110,25 @@ class Manifest:
             Refused: ``malformed_manifest``, for a field that is missing, unknown or of another kind.
         """
         known = {f.name for f in fields(cls)}
-        optional = ("auditors", "version", "client_measurements", "training")
-        missing = {f.name for f in fields(cls) if f.name not in optional} - set(raw)
+        missing = {f.name for f in fields(cls)} - {"auditors", "version", *_OPTIONAL} - set(raw)
         if set(raw) - known or missing:
             wrong = sorted(set(raw) - known) or sorted(missing)
             raise Refused("malformed_manifest", f"unknown or missing fields: {', '.join(map(str, wrong))}")
         if raw.get("version", SCHEMA) != SCHEMA:
             raise Refused("malformed_manifest", f"version {raw['version']!r}: {SCHEMA} is known")
-        given = [n for n in ("measurements", "roster", "auditors", "client_measurements") if n in raw]
+        given = [n for n in ("measurements", "roster", "auditors", "client_measurements", "recipients") if n in raw]
         lists = {n: tuple(raw[n]) for n in given if isinstance(raw[n], list)}
         if not {"measurements", "roster", *given} <= set(lists):
             raise Refused("malformed_manifest", "measurements, roster and auditors: lists")
         made = cls(**{**raw, **lists})
         texts = (made.run, made.salt, made.platform, made.model, made.schema, made.authority, made.enrolment)
-        texts += (*made.roster, *made.measurements, *made.auditors, *made.client_measurements)
+        texts += (*made.roster, *made.measurements, *made.auditors, *made.client_measurements, *made.recipients)
         sound = all(isinstance(t, str) for t in texts)
         sound &= made.training is None or isinstance(made.training, Mapping)
         sound &= bool(made.training) == bool(made.client_measurements)
         numbers = isinstance(made.seed, int) and isinstance(made.least_cohort, int)
+        numbers &= all(_is_real(n) for n in (made.greatest_age, made.learning_rate))
+        sound &= made.share in ("gradient", "update") and made.weighting in ("records", "equal")
         if not sound or not numbers or not all(isinstance(made.__dict__[n], Mapping) for n in ("layout", "facts")):
             raise Refused("malformed_manifest", "a field of the wrong kind")
         return made
@@ -140,7 +147,9 @@ class Manifest:
         """Refuse a roster that the enrolment authority didn't sign (``unsigned_roster``)."""
         if len(set(self.roster)) != len(self.roster):
             raise Refused("unsigned_roster", "a key stands in it twice")
-        signed = roster_bytes(self.run, self.salt, self.roster)
+        if self.recipients and len(self.recipients) < len(self.roster):
+            raise Refused("unsigned_roster", f"{len(self.recipients)} recipients' keys for {len(self.roster)} clients")
+        signed = roster_bytes(self.run, self.salt, self.roster, self.recipients)
         check(bytes.fromhex(self.authority), bytes.fromhex(self.enrolment), signed, "unsigned_roster", "the roster")
 
 
@@ -149,9 +158,12 @@ def new_salt() -> str:
     return secrets.token_hex(32)
 
 
-def roster_bytes(run: str, salt: str, roster: Sequence[str]) -> bytes:
+def roster_bytes(run: str, salt: str, roster: Sequence[str], recipients: Sequence[str] = ()) -> bytes:
     """What the enrolment authority signs."""
-    return transcript(_ENROL, run.encode(), bytes.fromhex(salt), *(bytes.fromhex(k) for k in roster))
+    keys = [bytes.fromhex(k) for k in roster]
+    # With their number before them: no client's key can be taken for a recipient's.
+    models = [len(keys).to_bytes(8, "big"), *(bytes.fromhex(k) for k in recipients)] if recipients else []
+    return transcript(_ENROL, run.encode(), bytes.fromhex(salt), *keys, *models)
 
 
 def countersigned(manifest: bytes) -> bytes:
@@ -179,6 +191,10 @@ def check(key: bytes, signature: bytes, message: bytes, name: str, who: str) -> 
 def public(key: Ed25519PrivateKey) -> bytes:
     """32 bytes."""
     return key.public_key().public_bytes_raw()
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _plain(value: Any) -> Any:

@@ -58,11 +58,16 @@ def _answer(
         made = Aggregator(platform, manifest, request["countersignatures"], sealing.vector(request["model"]))
         if request.get("stored"):
             made.resume(request["stored"])
-        return made, {"round": made.state.round}
+        return made, {"round": made.state.round, "locked": made.locked}
     if aggregator is None:
         for _ in _messages(connection) if kind == "close" else ():
             pass
         raise Refused("out_of_order", "not configured")
+    if kind == "ask_key":
+        return aggregator, aggregator.ask_key(request["client"], request["nonce"])
+    if kind == "unlock":
+        aggregator.unlock(request["message"])
+        return aggregator, {}
     if kind == "open":
         joins = dict(zip(request["clients"], request["nonces"], strict=True))
         return aggregator, aggregator.open(request["round"], request["attempt"], joins)

@@ -5,26 +5,23 @@ clients; those let it speak for a client, never read what one has sealed.
 """
 
 import hmac
-import json
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel.channel import ChannelLost, Setup
 from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.platforms.software import Guest, Launch, Software
-from privbench.defenses.tee.platforms.software.software import last_words
-from privbench.defenses.tee.protocol import guests, sealing
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, last_words
+from privbench.defenses.tee.platforms.same_guest import SameGuest
+from privbench.defenses.tee.platforms.software import Software
+from privbench.defenses.tee.protocol import downlink, guests, sealing
 from privbench.defenses.tee.protocol.enrolment import enrol
+from privbench.defenses.tee.protocol.folder import Folder, model_key
 from privbench.defenses.tee.protocol.guests import Guests
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.protocol.opening import Relying
@@ -35,8 +32,10 @@ if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
 
 _SALT = b"privbench data salt 1"
-PATIENCE = 600.0
-"""Seconds without an answer after which the aggregator counts as lost."""
+HOSTS: dict[str, Callable[[], Host]] = {"software": Software, "sev_snp": SameGuest}
+"""By the configuration's ``platform``."""
+
+_KINDS = {"certificates": "certs", "roots": "roots"}
 
 
 class RoundRefused(RuntimeError):
@@ -49,9 +48,12 @@ class ReliedOn:
 
     manifest: Manifest
     root: bytes | None
+    tcb_floor: str
 
     def relying(self, certificates: tuple[bytes, ...]) -> Relying:
-        return Relying(self.manifest, certificates, self.root, host_data=self.manifest.platform == "software")
+        # Whoever launches programs in a running guest can't set its HOST_DATA any more.
+        fresh = self.manifest.platform == "software"
+        return Relying(self.manifest, certificates, self.root, self.tcb_floor, host_data=fresh)
 
     def __hash__(self) -> int:
         return hash((self.manifest.digest, self.root))
@@ -66,36 +68,27 @@ class Run:
         finished: rounds that the run's checkpoint holds.
 
     Attributes:
-        client_keys: signing keys by client.
+        folder: what it keeps.
+        client_keys: signing keys by client; none once all rounds were released.
         opened: the round that was opened last, 0 for none since the start.
-        stored: what the last round released, as it was stored before anybody saw it.
 
     Raises:
         Unavailable: the platform can't be had, or the record of an earlier start doesn't fit the checkpoint.
     """
 
     def __init__(self, channel: "Attested", setup: Setup, finished: int):
-        self._setup, self._temporary = setup, None
-        if setup.folder is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="privbench-attestation-")
-        self.folder = setup.folder or Path(self._temporary.name if self._temporary else "")
-        self.stored = self._load()
-        done = self.stored["round"] if self.stored else 0
-        if finished == 0 and done > 1:
-            self._abandon()
-            done = 0
+        self.channel, self._setup, self.folder = channel, setup, Folder(setup.folder)
+        if finished == 0 and self.folder.rounds > 1:
+            self.folder.abandon()
+        done = self.folder.rounds
         if done not in (finished, finished + 1):
             hint = "remove the run's folder to start anew"
-            raise Unavailable(f"{self.folder} holds {done} rounds, the run's checkpoint {finished}: {hint}")
-        # A run that has ended needs no keys any more: what it released is only read again.
-        self.client_keys = self._keys() if done < setup.facts.rounds else []
-        if (self.folder / "manifest.json").exists():
-            self.manifest = Manifest.read(json.loads((self.folder / "manifest.json").read_bytes()))
-        else:
-            self.manifest = self._enrol(channel)
-        self._platform: Software | None = None
+            raise Unavailable(f"{self.folder.path} holds {done} rounds, the run's checkpoint {finished}: {hint}")
+        self.client_keys = self.folder.client_keys(setup.facts.clients) if done < setup.facts.rounds else []
+        self._host: Host = HOSTS[channel.platform]()
         self._guests: Guests | None = None
         try:
+            self.manifest = self.folder.manifest() or self._enrol()
             self.restart()
         except BaseException:
             self.close()
@@ -108,28 +101,50 @@ class Run:
             Unavailable: no platform, or the aggregator refuses the manifest or the state.
         """
         wanted = [Launch(PROGRAM, self.manifest.digest, "aggregator")]
-        if self._platform is None:
-            self._platform = Software()
-            if self.manifest.training:
-                wanted += guests.launches(self.manifest.digest, self._setup.workers, self._setup.tampered)
-        launched = self._platform.launch_several(wanted)
+        if self.manifest.training and self._guests is None:
+            wanted += guests.launches(self.manifest.digest, self._setup.workers, self._setup.tampered)
+        launched = self._host.launch_several(wanted)
         self._guest: Guest = launched[0]
         if len(launched) > 1:
-            self._guests = Guests(self._platform, wanted[1:], launched[1:])
-        self._remember("roots", self._platform.root.der)
-        self.relying_on = ReliedOn(self.manifest, self._platform.root.der)
+            self._guests = Guests(self._host, wanted[1:], launched[1:])
+        root = self._host.root.der if self._host.root else None
+        if root:
+            self.folder.certificate("roots", root)
+        self.relying_on = ReliedOn(self.manifest, root, self.channel.tcb_floor)
         self.opened = 0
         request = {
             "request": "configure",
             "manifest": self.manifest.canonical(),
-            "countersignatures": [bytes.fromhex(s) for s in json.loads(self._text("countersignatures.json"))],
+            "countersignatures": self.folder.countersignatures(),
             "model": sealing.floats(self._setup.model),
             "stored": self._vouched(),
         }
         try:
-            self._ask(request)
+            self.locked: bool = self._ask(request)["locked"]
         except (ChannelLost, RoundRefused) as error:
             raise Unavailable(f"the aggregator doesn't start: {error}") from None
+
+    def ask_key(self, client: int, nonce: bytes) -> dict[str, Any]:
+        """An opening for a client that holds the key of the state: what :meth:`open` returns, without an attempt."""
+        return self._certified(self._ask({"request": "ask_key", "client": client, "nonce": nonce}))
+
+    def unlock(self, message: bytes) -> None:
+        """Hand that client's message over, after which rounds can be opened."""
+        self._ask({"request": "unlock", "message": message})
+        self.locked = False
+
+    def sealed_for(self, client: int) -> dict[str, Any]:
+        """The last release's key as it was sealed to a client, and where the model lies; nothing where it is plain."""
+        stored = self.folder.stored
+        if stored is None or "keys" not in stored:
+            return {}
+        return {"key": stored["keys"][client], "model": str(self.folder.sealed_model(stored["round"]))}
+
+    def measured(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """What is in a sealed release, for the recipient who measures models and trains none."""
+        digest, number = self.manifest.digest, answer["round"]
+        key = downlink.open_key(answer["keys"][-1], self.folder.recipient_key(), digest, number)
+        return unpack(downlink.open_model(answer["model"], key, digest, number))
 
     @property
     def guests(self) -> dict[str, list[str]]:
@@ -140,10 +155,10 @@ class Run:
         """Open an attempt; its report and certificates are kept."""
         self.opened = round
         clients = sorted(joins)
+        # First of all the number is spent: whatever happens from here on may release.
+        self.folder.attempt(round, attempt)
         request = {"request": "open", "round": round, "attempt": attempt, "clients": clients}
-        answer = self._ask({**request, "nonces": [joins[c] for c in clients]})
-        for certificate in answer["certificates"]:
-            self._remember("certs", certificate)
+        answer = self._certified(self._ask({**request, "nonces": [joins[c] for c in clients]}))
         self._report = answer["opening"]["report"]
         self._evidence_bytes = len(self._report) + sum(map(len, answer["certificates"]))
         return answer
@@ -176,86 +191,41 @@ class Run:
         own = {"evidence_bytes": self._evidence_bytes, "receipt_bytes": len(answer["receipt"])}
         by_client = {name: {str(c): v for c, v in values.items()} for name, values in seen().items()}
         answer |= {"round": round, **by_client, "costs": {**costs, **answer["costs"], **own}}
-        self._store(round, answer)
+        self.folder.release(round, answer, self._report)
+        if round == self._setup.facts.rounds:
+            self.folder.forget_client_keys()
         return answer
-
-    def refused(self, round: int, client: int, refusal: Refused, by: str) -> None:
-        """Keep a refusal, by name."""
-        line = {"round": round, "client": client, "by": by, "name": refusal.name, "reason": refusal.reason}
-        with open(self.folder / "refusals.jsonl", "a") as file:
-            file.write(json.dumps(line) + "\n")
 
     def assurance(self) -> str:
         """What stands behind the chain so far, recomputed from its bytes."""
         from privbench.defenses.tee.protocol.audit import assurance
 
-        return assurance(self.folder)
+        return assurance(self.folder.path)
 
     def close(self) -> None:
         """End the platform; keys in memory go with it."""
-        self._end()
-        if self._temporary:
-            self._temporary.cleanup()
+        self._host.close()
+        self.folder.close()
 
-    def _enrol(self, channel: "Attested") -> Manifest:
-        manifest, signatures = enrol(channel, self._setup, self.client_keys)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write(self.folder / "countersignatures.json", json.dumps([s.hex() for s in signatures]).encode())
-        write(self.folder / "manifest.json", manifest.canonical())
+    def _enrol(self) -> Manifest:
+        keys: list[X25519PrivateKey] = []
+        if self.channel.downlink == "sealed":
+            keys = [*map(model_key, self.client_keys), self.folder.recipient_key()]
+        recipients = [key.public_key().public_bytes_raw().hex() for key in keys]
+        manifest, signatures = enrol(self.channel, self._setup, self._host.measurement, self.client_keys, recipients)
+        self.folder.enrolled(manifest, signatures)
         return manifest
 
-    def _keys(self) -> list[Ed25519PrivateKey]:
-        """The clients' keys; until the run is finished they lie in a file that its user alone can read."""
-        path, size = self.folder / "client_keys.bin", 32
-        if not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            made = [Ed25519PrivateKey.generate().private_bytes_raw() for _ in range(self._setup.facts.clients)]
-            write(path, b"".join(made), mode=0o600)
-        raw = path.read_bytes()
-        return [Ed25519PrivateKey.from_private_bytes(raw[i : i + size]) for i in range(0, len(raw), size)]
-
-    def _store(self, round: int, answer: dict[str, Any]) -> None:
-        stem = self.folder / f"round-{round:04d}"
-        report = self._report
-        for n, sealed in enumerate(answer["full"]):
-            write(stem.with_suffix(f".full-{n}.bin"), sealed)
-        write(stem.with_suffix(".report.bin"), report)
-        write(stem.with_suffix(".receipt.json"), answer["receipt"])
-        kept = {**answer, "report": report, "full": []}
-        write(self.folder / "release.bin", pack(kept))
-        self.stored = kept
-        if round == self._setup.facts.rounds:
-            (self.folder / "client_keys.bin").unlink(missing_ok=True)
-
-    def _load(self) -> dict[str, Any] | None:
-        path = self.folder / "release.bin"
-        return unpack(path.read_bytes()) if path.exists() else None
-
     def _vouched(self) -> dict[str, Any] | None:
-        if self.stored is None:
+        if (stored := self.folder.stored) is None:
             return None
-        certificates = [p.read_bytes() for p in sorted((self.folder / "certs").iterdir())]
-        roots = [p.read_bytes() for p in sorted((self.folder / "roots").iterdir())]
-        wanted = {name: self.stored[name] for name in ("state", "receipt", "report")}
-        return {**wanted, "certificates": certificates, "roots": roots}
+        wanted = {name: stored[name] for name in ("state", "receipt", "report")}
+        return {**wanted, **{name: self.folder.certificates(kind) for name, kind in _KINDS.items()}}
 
-    def _abandon(self) -> None:
-        """Put aside the chain of a run that starts from nothing again: its releases stay on record."""
-        n = 1
-        while (aside := self.folder.with_name(f"{self.folder.name}-abandoned-{n}")).exists():
-            n += 1
-        (self.folder / "client_keys.bin").unlink(missing_ok=True)
-        shutil.move(self.folder, aside)
-        self.stored = None
-
-    def _remember(self, kind: str, der: bytes) -> None:
-        path = self.folder / kind / f"{sha256(der).hexdigest()[:16]}.der"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            write(path, der)
-
-    def _text(self, name: str) -> str:
-        return (self.folder / name).read_text()
+    def _certified(self, answer: dict[str, Any]) -> dict[str, Any]:
+        for certificate in answer["certificates"]:
+            self.folder.certificate("certs", certificate)
+        return answer
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         self._send(pack(request))
@@ -269,15 +239,15 @@ class Run:
 
     def _receive(self, round: int = 0) -> dict[str, Any]:
         try:
-            if not self._guest.connection.poll(PATIENCE):
+            if not self._guest.connection.poll(patience := self.channel.patience):
                 os.kill(self._guest.pid, signal.SIGKILL)
-                raise ChannelLost(f"the aggregator has not answered for {PATIENCE:.0f} s")
+                raise ChannelLost(f"the aggregator has not answered for {patience:g} s")
             answer = unpack(self._guest.connection.recv_bytes())
         except (EOFError, OSError):
             raise self._lost() from None
         for client, name, reason in answer.get("verdicts", ()):
             if name != "accepted":
-                self.refused(round, client, Refused(name, reason), "aggregator")
+                self.folder.refused(round, client, Refused(name, reason), "aggregator")
         if "refused" in answer:
             raise RoundRefused(f"{answer['refused']}: {answer['reason']}")
         if "diverged" in answer:
@@ -286,18 +256,3 @@ class Run:
 
     def _lost(self) -> ChannelLost:
         return ChannelLost(f"the aggregator is gone. {last_words(self._guest.socket)}".strip())
-
-    def _end(self) -> None:
-        if self._platform is not None:
-            self._platform.close()
-            self._platform = None
-
-
-def write(path: Path, raw: bytes, mode: int = 0o644) -> None:
-    """Write a file whole or not at all, and onto the disk before it counts."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -16,11 +17,14 @@ from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.channel.channel import Message, Setup, Turn
-from privbench.defenses.tee.protocol import guests, proof, sealing
+from privbench.defenses.tee.platforms import Unavailable
+from privbench.defenses.tee.protocol import downlink, guests, proof, sealing
 from privbench.defenses.tee.protocol import state as states
+from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, Relying, opened
 from privbench.defenses.tee.protocol.run import Run
+from privbench.defenses.tee.wire import unpack
 
 if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
@@ -31,10 +35,13 @@ class AttestedSession:
 
     phases = ("join", "update")
 
-    def __init__(self, channel: "Attested", setup: Setup, finished: int):
-        self._run = Run(channel, setup, finished)
-        self._attempt = (0, 0)
-        """Round and number of the last attempt, over restarts of the aggregator too; no client answers one twice."""
+    def __init__(self, channel: "Attested", setup: Setup, state: ServerState):
+        self._run = Run(channel, setup, state.round)
+        try:
+            self._unlock(state)
+        except BaseException:
+            self._run.close()
+            raise
 
     def client(
         self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
@@ -49,29 +56,57 @@ class AttestedSession:
             if (opening.round, opening.attempt) <= tuple(state.get("answered", (0, 0))):
                 raise Refused("reopened", f"round {opening.round} attempt {opening.attempt} was answered already")
             made = self._in_guest if self._run.manifest.training else self._here
-            sealed, costs = made(opening, turn, client, received, inbox, state)
+            model, salt = self._received(opening, client, received, inbox)
+            sealed, costs = made(opening, turn, client, model, salt, inbox, state)
         except Refused as refusal:
             return Message(client, refusal, 0, state=state)
         message = sealing.sign(sealed, sealing.place(opening, client), self._run.client_keys[client])
         kept = {"head": (opening.round - 1, opening.previous), "answered": (opening.round, opening.attempt)}
         return Message(client, message, len(message), state=kept, costs=costs)
 
+    def _received(self, opening: Opening, client: int, received: Tensor, inbox: Any) -> tuple[Tensor, bytes | None]:
+        """The model that this client starts from, and the salt of its digest where it came sealed."""
+        if inbox.get("key") is None:
+            return received, None
+        floats, key = self._opened(inbox["key"], Path(inbox["model"]).read_bytes(), client, opening.round - 1)
+        return sealing.vector(floats), downlink.salt(key)
+
+    def _opened(self, sealed: bytes, model: bytes, client: int, round: int) -> tuple[bytes, bytes]:
+        """A round's model, and its key, as a client opens them."""
+        key = downlink.open_key(sealed, model_key(self._run.client_keys[client]), self._run.manifest.digest, round)
+        return unpack(downlink.open_model(model, key, self._run.manifest.digest, round))["model"], key
+
     def _here(
-        self, opening: Opening, turn: Turn, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
+        self,
+        opening: Opening,
+        turn: Turn,
+        client: int,
+        received: Tensor,
+        salt: bytes | None,
+        inbox: Any,
+        state: dict[str, Any],
     ) -> tuple[bytes, dict[str, float]]:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
         relying = _relying(self._run.relying_on, tuple(inbox["certificates"]))
         head, age = Head(*state.get("head", (0, FIRST))), time.monotonic() - state["time"]
-        relying.check(opening, client, state["nonce"], inbox["path"], sealing.model_digest(received), head, age)
+        digest = downlink.digest(sealing.floats(received), salt)
+        relying.check(opening, client, state["nonce"], inbox["path"], digest, head, age)
         checked = time.perf_counter()
-        update = turn.update()
+        update = turn.update(received)
         trained = time.perf_counter()
         sealed = sealing.enclose(sealing.encode(update), sealing.place(opening, client), opening.kem_key)
         return sealed, {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
 
     def _in_guest(
-        self, opening: Opening, turn: Turn, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
+        self,
+        opening: Opening,
+        turn: Turn,
+        client: int,
+        received: Tensor,
+        salt: bytes | None,
+        inbox: Any,
+        state: dict[str, Any],
     ) -> tuple[bytes, dict[str, float]]:
         """Have the client's guest check, train, prove and seal; its host hands over records and settings."""
         records = turn.records()
@@ -87,26 +122,26 @@ class AttestedSession:
             "head": list(state.get("head", (0, FIRST))),
             "client": client,
             "model": sealing.floats(received),
+            "model_salt": salt,
             "training": proof.settings_bytes(used),
             "records": states.encode({"x": records.x, "y": records.y}),
             "salt": self._run.salt(client),
         }
         kind = "tampered" if turn.tampers == "code" else "agreed"
-        answer = guests.ask(inbox["guests"][kind], request)
+        answer = guests.ask(inbox["guests"][kind], request, self._run.channel.patience)
         if turn.tampers != "message":
             return answer["sealed"], answer["costs"]
         # A poisoner's host sends an update of its own with its guest's evidence.
-        payload = sealing.attested(sealing.encode(turn.update()), answer["proof"])
+        payload = sealing.attested(sealing.encode(turn.update(received)), answer["proof"])
         return sealing.enclose(payload, sealing.place(opening, client), opening.kem_key), answer["costs"]
 
     def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
-        tried = [self._attempt, *(tuple(kept.get("answered", (0, 0))) for kept in state.clients.values())]
-        last = max((attempt for number, attempt in tried if number == state.round + 1), default=0)
-        self._attempt = (state.round + 1, last + 1)
+        number, last = self._run.folder.attempted()
+        attempt = last + 1 if number == state.round + 1 else 1
         joins = {m.client: m.payload for m in messages}
-        answer = self._run.open(*self._attempt, joins)
+        answer = self._run.open(state.round + 1, attempt, joins)
         shared = {"opening": answer["opening"], "certificates": answer["certificates"], "guests": self._run.guests}
-        return {c: {**shared, "path": answer["paths"][str(c)]} for c in joins}
+        return {c: {**shared, "path": answer["paths"][str(c)], **self._run.sealed_for(c)} for c in joins}
 
     def server(
         self, messages: Iterable[Message], pipeline: Pipeline, state: ServerState, context: RoundContext
@@ -124,7 +159,7 @@ class AttestedSession:
                 for name, value in message.costs.items():
                     costs[name] += value
                 if isinstance(message.payload, Refused):
-                    self._run.refused(context.round, message.client, message.payload, "client")
+                    self._run.folder.refused(context.round, message.client, message.payload, "client")
                     continue
                 sizes[message.client], seconds[message.client] = message.size, message.seconds
                 yield message.payload
@@ -135,11 +170,12 @@ class AttestedSession:
     def stored(
         self, state: ServerState, context: RoundContext
     ) -> tuple[Released, dict[str, RoundView], ServerState] | None:
-        answer = self._run.stored
+        answer = self._run.folder.stored
         return self._outcome(answer, state, context) if answer and answer["round"] == context.round else None
 
     def recover(self, state: ServerState) -> None:
         self._run.restart()
+        self._unlock(state)
 
     @property
     def assurance(self) -> str:
@@ -151,17 +187,44 @@ class AttestedSession:
     def _outcome(
         self, answer: dict[str, Any], state: ServerState, context: RoundContext
     ) -> tuple[Released, dict[str, RoundView], ServerState]:
-        model, extras = sealing.vector(answer["model"]), states.decode(answer["extras"])
-        kept = states.decode(answer["state"])
-        state.optimizer, state.rule, state.release = kept["optimizer"], kept["rule"], kept["release"]
+        sealed = "keys" in answer
+        found = self._run.measured(answer) if sealed else answer
+        model, extras = sealing.vector(found["model"]), states.decode(found["extras"])
+        if not sealed:
+            kept = states.decode(answer["state"])
+            state.optimizer, state.rule, state.release = kept["optimizer"], kept["rule"], kept["release"]
         sizes = {int(c): n for c, n in answer["sizes"].items()}
         seconds = {int(c): s for c, s in answer["seconds"].items()}
         took_part, sent = tuple(sorted(sizes)), state.model
-        operator = RoundView(context.round, sent, model, took_part, {}, None, context.crafted, sizes, seconds)
+        full = RoundView(context.round, sent, model, took_part, {}, None, context.crafted, sizes, seconds)
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
         released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
-        return released, by_adversary(operator), state
+        return released, by_adversary(full, models=not sealed), state
+
+    def _unlock(self, state: ServerState) -> None:
+        """Have a client give the key of the last release to an aggregator that went on from its sealed state.
+
+        Raises:
+            Unavailable: the client refuses it.
+        """
+        run, release = self._run, self._run.folder.stored
+        if not run.locked or release is None or not run.client_keys:
+            return
+        heads = {c: Head(*kept.get("head", (0, FIRST))) for c, kept in state.clients.items()}
+        client = max(heads, key=lambda c: heads[c].round, default=0)  # who knows most sees a rollback
+        nonce, begun = secrets.token_bytes(32), time.monotonic()
+        answer = run.ask_key(client, nonce)
+        opening, path = opened(answer["opening"]), answer["paths"][str(client)]
+        try:
+            floats, key = self._opened(release["keys"][client], release["model"], client, release["round"])
+            digest, head = downlink.digest(floats, downlink.salt(key)), heads.get(client, Head())
+            relying = _relying(run.relying_on, tuple(answer["certificates"]))
+            relying.check(opening, client, nonce, path, digest, head, time.monotonic() - begun)
+        except Refused as refusal:
+            raise Unavailable(f"client {client} doesn't give the aggregator its state's key: {refusal}") from None
+        place = sealing.place(opening, client)
+        run.unlock(sealing.sign(sealing.enclose(key, place, opening.kem_key), place, run.client_keys[client]))
 
 
 @lru_cache(maxsize=4)

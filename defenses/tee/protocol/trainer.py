@@ -23,7 +23,7 @@ from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.defenses.local import Local
 from privbench.defenses.tee.platforms.platform import Platform, Unavailable
-from privbench.defenses.tee.protocol import parts, proof, sealing, state
+from privbench.defenses.tee.protocol import downlink, parts, proof, sealing, state
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.protocol.opening import Head, Opening, Relying, opened
 from privbench.defenses.tee.protocol.proof import Proof, Statement
@@ -130,7 +130,7 @@ class ClientGuest:
     def _check(self, opening: Opening, request: dict[str, Any]) -> None:
         chain = tuple(request["certificates"])
         relying = self._relying(request["manifest"], chain)
-        digest = hashlib.sha256(request["model"]).digest()
+        digest = downlink.digest(request["model"], request["model_salt"])
         head, age = Head(*request["head"]), request["age"]
         relying.check(opening, request["client"], request["nonce"], request["path"], digest, head, age)
 

@@ -88,7 +88,7 @@ class House:
             "greatest_age": 60.0,
             "roster": roster,
             "authority": public(owner).hex(),
-            "enrolment": owner.sign(roster_bytes("a run", salt, roster)).hex(),
+            "enrolment": owner.sign(roster_bytes("a run", salt, roster, self.changes.get("recipients", ()))).hex(),
         }
         return Manifest(**{**fields, **self.changes})
 
@@ -99,7 +99,12 @@ class House:
         answer = self.aggregator.open(round, attempt, {c: self.nonces[c] for c in clients})
         self.paths = {int(c): p for c, p in answer["paths"].items()}
         self.certificates = tuple(answer["certificates"])
-        return opened(answer["opening"])
+        return self.opened(answer)
+
+    def opened(self, answer: dict[str, Any]) -> Opening:
+        made = opened(answer["opening"])
+        self.report = made.report
+        return made
 
     def relying(self, **changes: Any) -> Relying:
         return replace(Relying(self.manifest, self.certificates, self.firmware.chip.certificates[2]), **changes)

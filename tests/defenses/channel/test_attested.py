@@ -27,7 +27,7 @@ from privbench.defenses.aggregation import ClippedMean, CoordinateMedian
 from privbench.defenses.channel import Attested, ChannelLost, Session
 from privbench.defenses.release import CentralGaussian
 from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.protocol import run as host
+from privbench.defenses.tee.protocol import folder as kept
 from privbench.defenses.tee.protocol.receipts import read
 from privbench.defenses.tee.protocol.run import RoundRefused
 from privbench.defenses.tee.protocol.session import AttestedSession
@@ -234,7 +234,7 @@ def test_a_full_disk_stops_the_run_and_the_round_is_done_once(
     attested: Any, federation: Callable[..., Federation], monkeypatch: pytest.MonkeyPatch
 ):
     made, session, folder = attested
-    write = host.write
+    write = kept.write
     with monkeypatch.context() as patched:
 
         def full(path: Path, raw: bytes, mode: int = 0o644) -> None:
@@ -242,7 +242,7 @@ def test_a_full_disk_stops_the_run_and_the_round_is_done_once(
                 raise OSError(errno.ENOSPC, "No space left on device")
             write(path, raw, mode)
 
-        patched.setattr(host, "write", full)
+        patched.setattr(kept, "write", full)
         side = made.client_side(session)
         engine = engines.start(side, 1, torch.device("cpu"), apart=True)
         state = made.start()
@@ -291,10 +291,10 @@ def test_a_state_that_no_receipt_names_is_not_taken_up(attested: Any, federation
     made, session, folder = attested
     state = finish(made, session, made.start())[-1].state
     session.close()
-    release = host.unpack((folder / "release.bin").read_bytes())
+    release = kept.unpack((folder / "release.bin").read_bytes())
     forged = bytearray(release["state"])
     forged[-1] ^= 1
-    (folder / "release.bin").write_bytes(host.pack({**release, "state": bytes(forged)}))
+    (folder / "release.bin").write_bytes(kept.pack({**release, "state": bytes(forged)}))
     (folder / "client_keys.bin").write_bytes(os.urandom(4 * 32))
     with pytest.raises(Unavailable, match="wrong_state"):
         made.session(state, "a run", folder)

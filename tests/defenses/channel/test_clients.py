@@ -6,7 +6,7 @@ import signal
 import types
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +27,8 @@ from privbench.defenses import Defense
 from privbench.defenses.accounting import RecordLevel
 from privbench.defenses.channel import Attested
 from privbench.defenses.local import DPSGD
-from privbench.defenses.tee.platforms.software import Guest, Launch, Software
+from privbench.defenses.tee.platforms.host import Guest, Launch
+from privbench.defenses.tee.platforms.software import Software
 from privbench.defenses.tee.protocol import proof, trainer
 from privbench.defenses.tee.protocol import run as host
 from privbench.defenses.tee.protocol.session import AttestedSession
@@ -51,6 +52,9 @@ class Lent:
         self._platform, self.root = platform, platform.root
         self._pids: list[int] = []
 
+    def measurement(self, program: str) -> bytes:
+        return self._platform.measurement(program)
+
     def launch_several(self, launches: list[Launch]) -> list[Guest]:
         guests = self._platform.launch_several(launches)
         self._pids += [guest.pid for guest in guests]
@@ -68,7 +72,7 @@ def start(
     platform: Software, task: Classification, mlp: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Any]]:
     """A federation of four clients, and its session."""
-    monkeypatch.setattr(host, "Software", lambda: Lent(platform))
+    monkeypatch.setitem(host.HOSTS, "software", lambda: Lent(platform))
     sessions: list[AttestedSession] = []
 
     def make(poisoner: Poisoner | None = None, workers: int = 1, **stations: Any) -> Any:
@@ -102,18 +106,23 @@ def plainly(made: Federation, **stations: Any) -> list[Tensor]:
     return [r.released.model for r in plain.run(plain.start(), side, engines.Serial(side))]
 
 
-@pytest.mark.parametrize(("stations", "workers"), [({}, 2), (PRIVATE, 1)], ids=["plain", "DP-SGD"])
+@pytest.mark.parametrize(
+    ("stations", "workers"),
+    [({}, 2), (PRIVATE, 1), ({"channel": replace(CHANNEL, downlink="sealed")}, 1)],
+    ids=["plain", "DP-SGD", "sealed downlink"],
+)
 def test_honest_clients_end_at_the_same_model_bit_for_bit(
     start: Callable[..., Any], stations: dict[str, Any], workers: int, tmp_path: Path
 ):
     made, session = start(None, workers, **stations)
     rounds = finish(made, session, workers)
-    assert all(torch.equal(a, b) for (a, _), b in zip(rounds, plainly(made, **stations), strict=True))
+    plain = plainly(made, **{k: v for k, v in stations.items() if k != "channel"})
+    assert all(torch.equal(a, b) for (a, _), b in zip(rounds, plain, strict=True))
     assert [refused for _, refused in rounds] == [{}, {}]
     assert session.assurance == "software"
     assert not (tmp_path / "refusals.jsonl").exists()
     agreed = json.loads((tmp_path / "manifest.json").read_bytes())
-    assert agreed["training"]["local"]["_target_"].rpartition(".")[2] == ("DPSGD" if stations else "Local")
+    assert agreed["training"]["local"]["_target_"].rpartition(".")[2] == type(made.defense.local).__name__
     assert len(agreed["client_measurements"]) == 1
 
 
@@ -181,7 +190,7 @@ def test_the_tampered_guest_crafts_what_the_plaintext_client_would(task: Classif
     given: Any = (side.received, turn.records(), 3, 1)
     honest = trainer.Training(cast("Any", manifest), settings).update(*given)
     crafted = patched.Training(manifest, settings).update(*given)
-    assert torch.equal(crafted.vector, turn.update().vector)
+    assert torch.equal(crafted.vector, turn.update(side.received).vector)
     assert not torch.equal(crafted.vector, honest.vector)
 
 

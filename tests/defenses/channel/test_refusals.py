@@ -396,7 +396,7 @@ def test_an_aggregator_is_configured_once(house: Any, build_house: Any):
 
     nobody: Any = None
     made, answer = program._answer(None, house.firmware, asked(house), nobody)
-    assert answer == {"round": 0}
+    assert answer == {"round": 0, "locked": False}
     with pytest.raises(Refused, match="out_of_order: configured already"):
         program._answer(made, house.firmware, asked(build_house()), nobody)
 

@@ -8,6 +8,6 @@ Reports pass through the same parser, chain and policies as AMD's. They can't be
 reports for it. ``software`` is what the launching process holds, ``guest`` is what runs inside.
 """
 
-from privbench.defenses.tee.platforms.software.software import Guest, Launch, Software
+from privbench.defenses.tee.platforms.software.software import Software
 
-__all__ = ["Guest", "Launch", "Software"]
+__all__ = ["Software"]

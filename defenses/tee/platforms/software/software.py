@@ -3,56 +3,21 @@
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing.connection import Client, Connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import socketpair
 from types import TracebackType
 from typing import Any
 
-from privbench.benchmarks.build import require
 from privbench.defenses.tee import certificates
 from privbench.defenses.tee.certificates import Certificate
+from privbench.defenses.tee.platforms.host import Guest, Launch, connect
 from privbench.defenses.tee.platforms.platform import Unavailable
+from privbench.defenses.tee.platforms.software import code
 from privbench.defenses.tee.wire import pack, unpack
-
-STARTING = 60.0
-"""Seconds after which a guest that doesn't listen has failed."""
-
-
-@dataclass(frozen=True)
-class Guest:
-    """A launched guest, seen from the host.
-
-    Args:
-        connection: to the socket on which the guest's program listens.
-        measurement: 48 bytes, as the platform says; evidence says it again, signed.
-        pid: the guest's process.
-        socket: the path of that socket.
-    """
-
-    connection: Connection
-    measurement: bytes
-    pid: int
-    socket: str
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What to launch, as :meth:`Software.launch` takes it."""
-
-    program: str
-    host_data: bytes = bytes(32)
-    chip: str = "host"
-    patches: Mapping[str, bytes] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        require(self.program.startswith("privbench."), "program", self.program, "a function below privbench.")
-        require(len(self.host_data) == 32, "host_data", self.host_data.hex(), "32 bytes")
 
 
 class Software:
@@ -81,17 +46,15 @@ class Software:
         """
         return certificates.load(self._ask({"request": "root"})["root"])[0]
 
+    def measurement(self, program: str) -> bytes:
+        """Of the installed code, started at ``program``."""
+        return code.expected(program)
+
     def launch(
         self, program: str, host_data: bytes = bytes(32), chip: str = "host", patches: Mapping[str, bytes] | None = None
     ) -> Guest:
-        """Start ``program`` in a guest and connect to it.
-
-        Args:
-            program: ``module:function`` of this package, called with the guest's platform and a socket's path.
-            host_data: 32 bytes for HOST_DATA.
-            chip: guests of one name share a processor.
-            patches: files of the suite to replace, by path below ``privbench/``: a host that tampers. They are
-                measured like the rest.
+        """Start ``program`` in a guest and connect to it; the arguments are :class:`Launch`'s. Patches are measured
+        like the rest.
 
         Raises:
             Unavailable: the platform or the guest ended, with the guest's last words.
@@ -103,7 +66,7 @@ class Software:
         started = [self._start(launch) for launch in launches]
         guests = []
         for socket, answer in started:
-            connection = _connect(socket, answer["pid"])
+            connection = connect(socket, answer["pid"])
             self._connections.append(connection)
             guests.append(Guest(connection, answer["measurement"], answer["pid"], socket))
         return guests
@@ -139,32 +102,3 @@ class Software:
             return unpack(self._control.recv_bytes())
         except (EOFError, OSError):
             raise Unavailable("the software platform's manufacturer process has ended") from None
-
-
-def _connect(socket: str, pid: int) -> Connection:
-    deadline = time.monotonic() + STARTING
-    while time.monotonic() < deadline:
-        try:
-            return Client(socket, "AF_UNIX")
-        except (FileNotFoundError, ConnectionRefusedError):
-            if not alive(pid):
-                raise Unavailable(f"the guest ended before it listened: {last_words(socket)}") from None
-            time.sleep(0.01)
-    raise Unavailable(f"the guest did not listen within {STARTING:.0f} s")
-
-
-def last_words(socket: str) -> str:
-    """The last line that a guest wrote to standard error, empty if none."""
-    try:
-        written = Path(f"{socket}.log").read_text(errors="replace").strip().splitlines()
-    except FileNotFoundError:
-        return ""
-    return written[-1] if written else ""
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie, which its parent hasn't waited for yet, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Evidence, Unavailable
-from privbench.defenses.tee.platforms.software import Guest, Software, authority, code, firmware
-from privbench.defenses.tee.platforms.software.software import alive
+from privbench.defenses.tee.platforms.host import Guest, alive
+from privbench.defenses.tee.platforms.software import Software, authority, code, firmware
 from privbench.defenses.tee.policy import Policy
 from privbench.defenses.tee.report import parse
 from privbench.defenses.tee.software import LABEL, MARK, MARKER
