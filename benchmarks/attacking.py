@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +11,13 @@ from torch import Tensor
 from privbench.benchmarks.experiment import Prepared
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, compute
-from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
-from privbench.benchmarks.federation.view import Mixture, RoundView, View, collude
+from privbench.benchmarks.federation.view import RoundView, View, collude
 from privbench.benchmarks.measures.leakage import Leakage, is_image
 from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.tasks.task import Split
-from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
 
 Row = dict[str, Any]
 
@@ -89,7 +88,7 @@ def attacks(
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
     targets: list[Target] = []
     for adversary, base, several in leakage.coalitions:
-        view = informed(finished.views[base], federation)
+        view = finished.views[base]
         chosen = 0
         for client in sorted(federation.watched):
             rounds = _took_part(finished, client, leakage)
@@ -113,29 +112,6 @@ def attacks(
         if arrays:
             who = re.sub(r"\W+", "_", target.adversary)
             record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
-
-
-def informed(view: View, federation: Federation) -> View:
-    """``view`` with what is published of this federation's weights and record counts."""
-    records = tuple(federation.facts.records)
-    return replace(view, public=replace(view.public, records=records, mixture=mixture(federation)))
-
-
-def mixture(federation: Federation) -> Mixture | None:
-    """How this federation's updates become the aggregate; ``None`` where its rule isn't a weighted mean."""
-    records, rule, plan = federation.facts.records, federation.defense.aggregation, federation.plan
-    weights = tuple(float(n) if federation.weighting == "records" else 1.0 for n in records)
-    if isinstance(rule, Mean):
-        return Mixture(weights)
-    expected = federation.settings.participation * federation.clients
-    if isinstance(rule, FixedDenominatorMean):
-        return Mixture(weights, expected)
-    if not isinstance(rule, ClippedMean):
-        return None
-    if rule.clip is not None or plan is None:
-        return Mixture(weights, clip=rule.clip)
-    # Under a plan the clip is the plan's and the divisor the expected cohort.
-    return Mixture(weights, expected, plan.clip)
 
 
 def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:

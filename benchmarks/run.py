@@ -14,7 +14,8 @@ from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
-from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.measures import noise
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress

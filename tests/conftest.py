@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from privbench.benchmarks.federation import engine as engines
-from privbench.benchmarks.federation.federation import Federation, Round
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.federation.update import Layout, Update

@@ -16,6 +16,8 @@ from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.run import Outcome, run
 from privbench.benchmarks.sweep import compose
 from privbench.defenses.tee.command import attest
+from privbench.defenses.tee.protocol.folder import Folder
+from privbench.defenses.tee.protocol.receipts import read
 
 SMALL = ["task=digits", "task.records=200", "model=mlp", "federation.clients=4", "federation.workers=1"]
 TEE = ["defense=tee", "federation.rounds=3", "federation=fedavgm"]
@@ -36,20 +38,26 @@ def numbers(path: Path) -> list[dict[str, Any]]:
     return [row for row in rows if not row["metric"].endswith("_seconds")]
 
 
-def killed(folder: Path, at: int, before_checkpoint: bool, *overrides: str) -> None:
-    """Do a run in a process that dies by SIGKILL around the checkpoint of round ``at``."""
+def killed(folder: Path, at: int, when: str, *overrides: str) -> None:
+    """Do a run in a process that dies by SIGKILL in round ``at``: ``in`` it, when the aggregator has released and
+    nothing is stored, or ``before`` or ``after`` its checkpoint."""
 
     def child() -> None:
-        original = Record.checkpoint
+        checkpoint, release = Record.checkpoint, Folder.release
 
-        def checkpoint(self: Record, state: Any) -> None:
-            if state.round == at and before_checkpoint:
+        def stored(self: Folder, round: int, answer: dict[str, Any], report: bytes) -> None:
+            if round == at and when == "in":
                 os.kill(os.getpid(), signal.SIGKILL)
-            original(self, state)
+            release(self, round, answer, report)
+
+        def checked(self: Record, state: Any) -> None:
+            if state.round == at and when == "before":
+                os.kill(os.getpid(), signal.SIGKILL)
+            checkpoint(self, state)
             if state.round == at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        Record.checkpoint = checkpoint
+        Record.checkpoint, Folder.release = checked, stored
         do(folder, *overrides)
 
     process = multiprocessing.get_context("fork").Process(target=child)
@@ -112,18 +120,46 @@ def test_altered_evidence_leaves_nothing_assured(finished: Path, tmp_path: Path,
         load(tmp_path).arms()
 
 
-@pytest.mark.parametrize("before_checkpoint", [False, True], ids=["after", "before"])
-def test_a_killed_run_goes_on_under_new_keys(finished: Path, tmp_path: Path, before_checkpoint: bool):
-    killed(tmp_path, 2, before_checkpoint, *TEE)
-    outcome, path = do(tmp_path, *TEE)
-    assert (outcome.status, outcome.how) == ("complete", "resumed")
-    assert numbers(path) == numbers(finished)
+def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what evidence, proofs and sealed models weigh."""
+    return [row for row in rows if not row["metric"].endswith("_bytes")]
+
+
+@pytest.mark.parametrize(
+    ("when", "more"),
+    [
+        ("after", ()),
+        ("before", ()),
+        ("before", ("defense.channel.downlink=sealed",)),
+        ("after", ("defense.channel.attest_clients=true",)),
+    ],
+    ids=["after", "before", "sealed downlink", "attested clients"],
+)
+def test_a_killed_run_goes_on_under_new_keys(finished: Path, tmp_path: Path, when: str, more: tuple[str, ...]):
+    killed(tmp_path, 2, when, *TEE, *more)
+    outcome, path = do(tmp_path, *TEE, *more)
+    assert (outcome.status, outcome.how, outcome.note) == ("complete", "resumed", None)
+    assert comparable(numbers(path)) == comparable(numbers(finished))
+    assert more or numbers(path) == numbers(finished)
     assert manifest(path)["assurance"] == "software"
     folder = path / "artifacts" / "attestation"
     assert len(list((folder / "roots").iterdir())) == 2
     assert sorted(p.name for p in folder.glob("round-*.receipt.json")) == [
         f"round-000{n}.receipt.json" for n in (1, 2, 3)
     ]
+
+
+def test_a_round_that_was_killed_after_its_release_is_charged_twice(tmp_path: Path):
+    """What the aggregator released and nobody stored may have been read: the next attempt counts it."""
+    private = ["defense=tee_dp", "federation.rounds=2", "defense.privacy.epsilon=8"]
+    killed(tmp_path, 2, "in", *private)
+    outcome, path = do(tmp_path, *private)
+    assert (outcome.status, outcome.how, outcome.note) == ("complete", "resumed", None)
+    receipt, _ = read((path / "artifacts" / "attestation" / "round-0002.receipt.json").read_bytes())
+    assert receipt.attempt == 2
+    stated = [s["epsilon"] for s in manifest(path)["privacy"] if s["adversary"] == "server_operator"]
+    assert stated[0] > 8.5
+    assert manifest(path)["assurance"] == "software"
 
 
 def test_a_refusal_to_go_on_is_the_records_reason(tmp_path: Path):

@@ -1,57 +1,29 @@
-"""The only training loop: a federation is a generator of rounds."""
+"""A federation: who trains what, under which defense; checked before anything is trained."""
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation import attested
 from privbench.benchmarks.federation import engine as engines
-from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
+from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
-from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.federation.sampling import answering, cohort
-from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerSGD, ServerState
+from privbench.benchmarks.federation.loop import Loop, Round
+from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
-from privbench.benchmarks.federation.update import Layout, Update
-from privbench.benchmarks.federation.view import Public, RoundView, View, unprotected
+from privbench.benchmarks.federation.update import Layout
+from privbench.benchmarks.federation.view import Mixture, Public, unprotected
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientPlan, Facts
-from privbench.defenses.aggregation import Diverged
-from privbench.defenses.channel import Attested, ChannelLost, Message, Session, Setup
-
-ATTEMPTS = 2
-"""At a round whose channel is lost; then the run stops, with the reason."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """What happened in one round.
-
-    Args:
-        round: from 1.
-        state: the server's state after it.
-        invited, answered: who was drawn, and who sent an update.
-        views: each adversary's view up to this round: the rounds that it kept, and this one.
-        released: what left the channel.
-        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
-    """
-
-    round: int
-    state: ServerState
-    invited: tuple[int, ...]
-    answered: tuple[int, ...]
-    views: dict[str, View]
-    released: Released
-    seconds: dict[str, float]
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
+from privbench.defenses.channel import Attested, Session, Setup
 
 
 @dataclass
@@ -166,7 +138,29 @@ class Federation:
             local_steps=work.local_steps,
             server=self.settings.server,
             known=self.plan.known if self.plan else unprotected,
+            records=self.facts.records,
+            mixture=self._mixture(),
         )
+
+    def _mixture(self) -> Mixture | None:
+        """How updates become the aggregate; ``None`` where the rule isn't a weighted mean."""
+        rule, weights = self.defense.aggregation, self.sizes
+        expected = self.settings.participation * self.clients
+        if isinstance(rule, Mean):
+            return Mixture(weights)
+        if isinstance(rule, FixedDenominatorMean):
+            return Mixture(weights, expected)
+        if not isinstance(rule, ClippedMean):
+            return None
+        if rule.clip is not None or self.plan is None:
+            return Mixture(weights, clip=rule.clip)
+        # Under a plan the clip is the plan's and the divisor the expected cohort.
+        return Mixture(weights, expected, self.plan.clip)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Each client's weight in a mean."""
+        return tuple(float(n) if self.weighting == "records" else 1.0 for n in self.facts.records)
 
     def workers(self, parallel_jobs: int = 1) -> int:
         """Processes for clients: the setting, else the cores' share of one of ``parallel_jobs``."""
@@ -193,7 +187,7 @@ class Federation:
             seed=self.seed,
             model=self.layout.read(self.model),
             layout=self.layout,
-            pipeline=self._pipeline,
+            pipeline=self.pipeline,
             privacy=self.defense.privacy,
             facts=self.facts,
             weighting=self.weighting,
@@ -208,7 +202,8 @@ class Federation:
         return self.defense.channel.start(setup, state)
 
     @property
-    def _pipeline(self) -> Pipeline:
+    def pipeline(self) -> Pipeline:
+        """The rest of an update's way, once it is out of the channel."""
         return Pipeline(self.defense.aggregation, self.defense.release, self.settings.server)
 
     def client_side(self, session: Session | None = None) -> ClientSide:
@@ -243,10 +238,9 @@ class Federation:
         return min(1.0, sum(weights[c] for c in self.attackers))
 
     def _weights(self) -> list[float]:
-        size = [float(n) if self.weighting == "records" else 1.0 for n in self.facts.records]
         server = self.settings.server
         rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
-        return [s * rate / (self.settings.participation * sum(size)) for s in size]
+        return [s * rate / (self.settings.participation * sum(self.sizes)) for s in self.sizes]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.
@@ -260,129 +254,9 @@ class Federation:
             Diverged: if the model leaves the finite numbers.
             WorkerDied, ClientFailed: if a worker dies or a client function raises.
         """
-        pipeline, channel = self._pipeline, side.channel
-        public = self.public
-        while state.round < self.settings.rounds:
-            begin = time.perf_counter()
-            number = state.round + 1
-            invited = cohort(
-                self.clients, self.settings.participation, self.sampling, stream(self.seed, "cohort", number)
-            )
-            here = answering(invited, self.settings.dropout, stream(self.seed, "dropout", number))
-            side.received.copy_(state.model)
-            context = RoundContext(
-                seed=self.seed,
-                round=number,
-                invited=invited,
-                expected=self.settings.participation * self.clients,
-                weighting=self.weighting,
-                layout=self.layout,
-                kind=self.settings.local.share,
-                learning_rate=self.settings.local.learning_rate,
-                plan=self.plan,
-                watched=self.watched,
-                crafted=self._crafted(state.model, here),
-            )
-            timer = _Timer()
-            outcome = channel.stored(state, context)
-            for attempt in range(ATTEMPTS) if outcome is None else ():
-                try:
-                    messages = timer.waiting(self._messages(here, context, state, side, engine))
-                    outcome = channel.server(messages, pipeline, state, context)
-                    break
-                except ChannelLost:
-                    if attempt + 1 == ATTEMPTS:
-                        raise
-                    channel.recover(state)
-            assert outcome is not None
-            released, views, state = outcome
-            if not bool(torch.isfinite(released.model).all()):
-                raise Diverged(f"the model holds NaN or infinity after round {number}")
-            state.model, state.round = released.model, number
-            if self.plan:
-                state.ledger += [self.plan.charge(number, invited) for _ in range(released.attempts)]
-            seen = self._remember(state, views, number, public)
-            total = time.perf_counter() - begin
-            seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
-            yield Round(number, state, invited, here, seen, released, seconds)
-
-    def _messages(
-        self,
-        here: tuple[int, ...],
-        context: RoundContext,
-        state: ServerState,
-        side: ClientSide,
-        engine: engines.Engine,
-    ) -> Iterator[Message]:
-        """The last phase's messages: honest clients first, in order, then the poisoner's."""
-        channel, number = side.channel, context.round
-        jobs = [
-            Job(c, number, channel.phases[0], context.crafted.get(c), state=state.clients.get(c, {}))
-            for c in sorted(here, key=lambda c: (c in self.attackers, c))
-        ]
-        for phase in channel.phases[:-1]:
-            messages = list(self._phase(jobs, engine))
-            inbox = channel.relay(phase, messages, state)
-            following = channel.phases[channel.phases.index(phase) + 1]
-            jobs = [
-                Job(m.client, number, following, context.crafted.get(m.client), inbox[m.client], m.state)
-                for m in messages
-                if m.client in inbox
-            ]
-        return _remembering(self._phase(jobs, engine), state)
-
-    def _phase(self, jobs: list[Job], engine: engines.Engine) -> Iterator[Message]:
-        honest = [j for j in jobs if j.client not in self.attackers]
-        crooked = [j for j in jobs if j.client in self.attackers]
-        if not (self.poisoner and self.poisoner.wants_others and self.defense.channel.plaintext):
-            yield from engine.map(take_turn, chain(honest, crooked))
-            return
-        # An attacker that reads others' updates crafts its own when theirs have come in.
-        others: list[Update] = []
-        for message in engine.map(take_turn, honest):
-            others.append(message.payload)
-            yield message
-        yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked))
-
-    def _crafted(self, model: Tensor, clients: tuple[int, ...]) -> dict[int, Tensor]:
-        """Models made for single clients; who isn't in it gets the round's like everybody."""
-        made = ((c, self.distribution.craft(model, c)) for c in clients)
-        return {c: sent for c, sent in made if sent is not model}
-
-    def _remember(
-        self, state: ServerState, views: dict[str, RoundView], number: int, public: Public
-    ) -> dict[str, View]:
-        seen = {name: View(name, public, (*state.views.get(name, ()), view)) for name, view in views.items()}
-        if number in self.keep:
-            for name, view in views.items():
-                state.views.setdefault(name, []).append(view)
-        return seen
-
-
-def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Message]:
-    """The messages, and what each client keeps for the next round."""
-    for message in messages:
-        if message.state:
-            state.clients[message.client] = message.state
-        yield message
+        return Loop(self, side, engine).rounds(state)
 
 
 def number_of_clients(settings: FederationSettings, task: Classification) -> int:
     """``federation.clients``, else the partition's natural number, else 20."""
     return settings.clients or task.natural_clients or 20
-
-
-class _Timer:
-    """Time spent waiting for an iterator's next element."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
-        while True:
-            start = time.perf_counter()
-            message = next(source, None)
-            self.seconds += time.perf_counter() - start
-            if message is None:
-                return
-            yield message

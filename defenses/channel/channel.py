@@ -142,21 +142,19 @@ class Session(Protocol):
 
     def server(
         self, messages: Iterable[Message], pipeline: Pipeline, state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState]:
+    ) -> tuple[Released, dict[str, RoundView]]:
         """Runs where the channel ends: the last phase's messages in client order become the next model.
 
         Returns:
-            What is released, each adversary's view of the round, and the state (its ``model`` and ``round`` are the
-            caller's to advance).
+            What is released, and each adversary's view of the round. ``state`` is changed in place, but for its
+            ``model`` and ``round``, which are the caller's to advance.
 
         Raises:
             ChannelLost: if the round can be tried again after :meth:`recover`.
         """
         ...
 
-    def stored(
-        self, state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState] | None:
+    def stored(self, state: ServerState, context: RoundContext) -> tuple[Released, dict[str, RoundView]] | None:
         """What :meth:`server` returned for this round before the run was cut off, if it was released already."""
         ...
 
@@ -241,7 +239,7 @@ class Plaintext:
 
     def server(
         self, messages: Iterable[Message], pipeline: Pipeline, state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState]:
+    ) -> tuple[Released, dict[str, RoundView]]:
         kept: dict[int, Update] = {}
         sizes: dict[int, int] = {}
         seconds: dict[int, float] = {}
@@ -259,4 +257,4 @@ class Plaintext:
         operator = RoundView(
             context.round, sent, released.model, took_part, kept, released.aggregate, context.crafted, sizes, seconds
         )
-        return released, by_adversary(operator), state
+        return released, by_adversary(operator)

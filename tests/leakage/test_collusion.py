@@ -30,7 +30,7 @@ ONE_STEP = {"batch_size": None, "learning_rate": 0.1}
 def released_alone(view: View, federation: Federation) -> View:
     """What a channel that hides updates would have shown of the same round."""
     hidden = tuple(replace(r, updates={}, aggregate=None) for r in view.rounds)
-    return attacking.informed(replace(view, rounds=hidden), federation)
+    return replace(view, rounds=hidden)
 
 
 def target(done, victim: int, number: int, round: int = 1) -> attacking.Target:
@@ -115,7 +115,7 @@ def test_an_operator_that_drops_all_but_the_victim_reads_its_update(federate):
     assert truth is not None
     assert found.exact
     torch.testing.assert_close(found.gradient, truth.gradient, rtol=1e-3, atol=1e-5)
-    outside = observe(attacking.informed(done.rounds[0].views["model_recipient"], done.federation), 1, victim)
+    outside = observe(done.rounds[0].views["model_recipient"], 1, victim)
     assert outside is not None
     assert not outside.exact, "who doesn't see the cohort doesn't know that it was one client"
 
@@ -131,7 +131,7 @@ def test_a_median_has_no_weights_to_subtract_with(federate):
 
 def test_weights_are_the_published_ones_in_an_aggregate_too(federate):
     done = federate(rounds=1, watched=EVERYBODY, weighting="equal", clients=3)
-    full = attacking.informed(done.rounds[0].views["server_operator"], done.federation)
+    full = done.rounds[0].views["server_operator"]
     updates = full.rounds[0].updates
     uneven = {c: replace(updates[c], records=100) for c in (0, 2)}
     mixed = full.rounds[0].aggregate

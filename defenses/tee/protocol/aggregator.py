@@ -150,6 +150,8 @@ class Aggregator:
         self, round: int, attempt: int, joins: dict[int, bytes], invited: tuple[int, ...]
     ) -> tuple[Attempt, dict[str, Any]]:
         """An attempt with a new KEM key and evidence for who joined, and what its host is told."""
+        if odd := sorted(c for c, nonce in joins.items() if not binding.is_nonce(nonce)):
+            raise Refused("malformed_nonce", f"clients {odd}: {binding.NONCE} bytes are right")
         started = time.perf_counter()
         kem_key, roster = X25519PrivateKey.generate(), range(len(self.manifest.roster))
         leaves = [binding.leaf(self.manifest.key(c), joins.get(c, binding.ABSENT)) for c in roster]

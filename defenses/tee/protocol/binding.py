@@ -26,6 +26,11 @@ def report_data(role: bytes, manifest: bytes, kem_key: bytes, signing_key: bytes
     return hashlib.sha512(transcript(_DOMAIN, role, manifest, kem_key, signing_key, root)).digest()
 
 
+def is_nonce(value: object) -> bool:
+    """Whether it has the kind and the length of one."""
+    return isinstance(value, bytes) and len(value) == NONCE
+
+
 def leaf(key: bytes, nonce: bytes) -> bytes:
     """``H(0x00, client key, nonce)``, 32 bytes each."""
     if len(key) != 32 or len(nonce) != NONCE:

@@ -188,7 +188,8 @@ class Run:
             self._send(message or b"\0")
         self._send(b"")
         answer = self._receive(round)
-        own = {"evidence_bytes": self._evidence_bytes, "receipt_bytes": len(answer["receipt"])}
+        down = len(answer["model"]) + len(answer["keys"][0] if "keys" in answer else b"")
+        own = {"evidence_bytes": self._evidence_bytes, "receipt_bytes": len(answer["receipt"]), "downlink_bytes": down}
         by_client = {name: {str(c): v for c, v in values.items()} for name, values in seen().items()}
         answer |= {"round": round, **by_client, "costs": {**costs, **answer["costs"], **own}}
         self.folder.release(round, answer, self._report)

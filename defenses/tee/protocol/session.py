@@ -18,7 +18,7 @@ from privbench.benchmarks.federation.server import Pipeline, Released, RoundCont
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.channel.channel import Message, Setup, Turn
 from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.protocol import downlink, guests, proof, sealing
+from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing
 from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
@@ -138,14 +138,18 @@ class AttestedSession:
     def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
         number, last = self._run.folder.attempted()
         attempt = last + 1 if number == state.round + 1 else 1
-        joins = {m.client: m.payload for m in messages}
+        joins = {m.client: m.payload for m in messages if binding.is_nonce(m.payload)}
+        for client in sorted({m.client for m in messages} - set(joins)):
+            # One client's mistake must not stop the others' round.
+            refusal = Refused("malformed_nonce", f"{binding.NONCE} bytes are right")
+            self._run.folder.refused(state.round + 1, client, refusal, "host")
         answer = self._run.open(state.round + 1, attempt, joins)
         shared = {"opening": answer["opening"], "certificates": answer["certificates"], "guests": self._run.guests}
         return {c: {**shared, "path": answer["paths"][str(c)], **self._run.sealed_for(c)} for c in joins}
 
     def server(
         self, messages: Iterable[Message], pipeline: Pipeline, state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState]:
+    ) -> tuple[Released, dict[str, RoundView]]:
         if self._run.opened != context.round:
             # A cohort without clients: nobody joined, and the round is opened all the same.
             messages = list(messages)
@@ -167,9 +171,7 @@ class AttestedSession:
         answer = self._run.close_round(context.round, sealed(), lambda: {"sizes": sizes, "seconds": seconds}, costs)
         return self._outcome(answer, state, context)
 
-    def stored(
-        self, state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState] | None:
+    def stored(self, state: ServerState, context: RoundContext) -> tuple[Released, dict[str, RoundView]] | None:
         answer = self._run.folder.stored
         return self._outcome(answer, state, context) if answer and answer["round"] == context.round else None
 
@@ -186,7 +188,7 @@ class AttestedSession:
 
     def _outcome(
         self, answer: dict[str, Any], state: ServerState, context: RoundContext
-    ) -> tuple[Released, dict[str, RoundView], ServerState]:
+    ) -> tuple[Released, dict[str, RoundView]]:
         sealed = "keys" in answer
         found = self._run.measured(answer) if sealed else answer
         model, extras = sealing.vector(found["model"]), states.decode(found["extras"])
@@ -200,7 +202,7 @@ class AttestedSession:
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
         released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
-        return released, by_adversary(full, models=not sealed), state
+        return released, by_adversary(full, models=not sealed)
 
     def _unlock(self, state: ServerState) -> None:
         """Have a client give the key of the last release to an aggregator that went on from its sealed state.

@@ -217,6 +217,21 @@ def test_a_client_that_is_sent_another_model_refuses(federation: Callable[..., F
     assert rounds[0].views["server_operator"].rounds[-1].participants == (0, 1, 3)
 
 
+def test_a_client_with_a_malformed_nonce_is_left_out_and_the_others_go_on(attested: Any, monkeypatch: Any):
+    made, session, folder = attested
+    relay = session.relay
+
+    def short(phase: str, messages: list[Any], state: ServerState) -> Any:
+        messages[1].payload = messages[1].payload[:-1]
+        return relay(phase, messages, state)
+
+    monkeypatch.setattr(session, "relay", short)
+    rounds = finish(made, session, made.start())
+    assert [r.views["server_operator"].rounds[-1].participants for r in rounds] == [(0, 2, 3), (0, 2, 3)]
+    assert '"client": 1, "by": "host", "name": "malformed_nonce"' in (folder / "refusals.jsonl").read_text()
+    assert session.assurance == "software"
+
+
 def test_a_least_cohort_stops_the_run_before_anything_is_released(
     federation: Callable[..., Federation], tmp_path: Path
 ):

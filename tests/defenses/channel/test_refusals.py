@@ -391,6 +391,13 @@ def asked(house: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33), "0" * 32, None])
+def test_a_nonce_of_another_kind_is_refused_by_name(house: Any, nonce: Any):
+    with pytest.raises(Refused, match=r"malformed_nonce: clients \[1\]"):
+        house.aggregator.open(1, 1, {0: house.nonces[0], 1: nonce, 2: house.nonces[2]})
+    assert house.open(1).round == 1, "the round can still be opened"
+
+
 def test_an_aggregator_is_configured_once(house: Any, build_house: Any):
     from privbench.defenses.tee.protocol import program
 

@@ -1,0 +1,185 @@
+"""The only training loop: a federation's rounds, one after another."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
+from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.sampling import answering, cohort
+from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
+from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.view import RoundView, View
+from privbench.defenses.aggregation import Diverged
+from privbench.defenses.channel import ChannelLost, Message
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.federation.federation import Federation
+
+ATTEMPTS = 2
+"""At a round whose channel is lost; then the run stops, with the reason."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What happened in one round.
+
+    Args:
+        round: from 1.
+        state: the server's state after it.
+        invited, answered: who was drawn, and who sent an update.
+        views: each adversary's view up to this round: the rounds that it kept, and this one.
+        released: what left the channel.
+        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+    """
+
+    round: int
+    state: ServerState
+    invited: tuple[int, ...]
+    answered: tuple[int, ...]
+    views: dict[str, View]
+    released: Released
+    seconds: dict[str, float]
+
+
+@dataclass
+class Loop:
+    """The rounds of a federation.
+
+    Args:
+        federation: who trains what under which defense.
+        side: what clients have, with the channel at work.
+        engine: where clients run; it was made with ``side``.
+    """
+
+    federation: "Federation"
+    side: ClientSide
+    engine: engines.Engine
+
+    def rounds(self, state: ServerState) -> Iterator[Round]:
+        """As :meth:`Federation.run <privbench.benchmarks.federation.federation.Federation.run>`."""
+        while state.round < self.federation.settings.rounds:
+            yield self._round(state)
+
+    def _round(self, state: ServerState) -> Round:
+        federation, channel = self.federation, self.side.channel
+        begin = time.perf_counter()
+        context, here = self._context(state)
+        self.side.received.copy_(state.model)
+        timer = _Timer()
+        outcome = channel.stored(state, context)
+        for attempt in range(ATTEMPTS) if outcome is None else ():
+            try:
+                messages = timer.waiting(self._messages(here, context, state))
+                outcome = channel.server(messages, federation.pipeline, state, context)
+                break
+            except ChannelLost:
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                channel.recover(state)
+        assert outcome is not None
+        released, views = outcome
+        if not bool(torch.isfinite(released.model).all()):
+            raise Diverged(f"the model holds NaN or infinity after round {context.round}")
+        state.model, state.round = released.model, context.round
+        if federation.plan:
+            state.ledger += [federation.plan.charge(context.round, context.invited) for _ in range(released.attempts)]
+        seen = self._remember(state, views)
+        total = time.perf_counter() - begin
+        seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
+        return Round(context.round, state, context.invited, here, seen, released, seconds)
+
+    def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
+        """The next round's, and who of its cohort answers."""
+        f, number = self.federation, state.round + 1
+        invited = cohort(f.clients, f.settings.participation, f.sampling, stream(f.seed, "cohort", number))
+        here = answering(invited, f.settings.dropout, stream(f.seed, "dropout", number))
+        context = RoundContext(
+            seed=f.seed,
+            round=number,
+            invited=invited,
+            expected=f.settings.participation * f.clients,
+            weighting=f.weighting,
+            layout=f.layout,
+            kind=f.settings.local.share,
+            learning_rate=f.settings.local.learning_rate,
+            plan=f.plan,
+            watched=f.watched,
+            crafted=self._crafted(state.model, here),
+        )
+        return context, here
+
+    def _messages(self, here: tuple[int, ...], context: RoundContext, state: ServerState) -> Iterator[Message]:
+        """The last phase's messages: honest clients first, in order, then the poisoner's."""
+        channel, number = self.side.channel, context.round
+        jobs = [
+            Job(c, number, channel.phases[0], context.crafted.get(c), state=state.clients.get(c, {}))
+            for c in sorted(here, key=lambda c: (c in self.federation.attackers, c))
+        ]
+        for phase in channel.phases[:-1]:
+            messages = list(self._phase(jobs))
+            inbox = channel.relay(phase, messages, state)
+            following = channel.phases[channel.phases.index(phase) + 1]
+            jobs = [
+                Job(m.client, number, following, context.crafted.get(m.client), inbox[m.client], m.state)
+                for m in messages
+                if m.client in inbox
+            ]
+        return _remembering(self._phase(jobs), state)
+
+    def _phase(self, jobs: list[Job]) -> Iterator[Message]:
+        engine, federation = self.engine, self.federation
+        honest = [j for j in jobs if j.client not in federation.attackers]
+        crooked = [j for j in jobs if j.client in federation.attackers]
+        if not (federation.poisoner and federation.poisoner.wants_others and federation.defense.channel.plaintext):
+            yield from engine.map(take_turn, chain(honest, crooked))
+            return
+        # An attacker that reads others' updates crafts its own when theirs have come in.
+        others: list[Update] = []
+        for message in engine.map(take_turn, honest):
+            others.append(message.payload)
+            yield message
+        yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked))
+
+    def _crafted(self, model: Tensor, clients: tuple[int, ...]) -> dict[int, Tensor]:
+        """Models made for single clients; who isn't in it gets the round's like everybody."""
+        made = ((c, self.federation.distribution.craft(model, c)) for c in clients)
+        return {c: sent for c, sent in made if sent is not model}
+
+    def _remember(self, state: ServerState, views: dict[str, RoundView]) -> dict[str, View]:
+        public = self.federation.public
+        seen = {name: View(name, public, (*state.views.get(name, ()), view)) for name, view in views.items()}
+        if state.round in self.federation.keep:
+            for name, view in views.items():
+                state.views.setdefault(name, []).append(view)
+        return seen
+
+
+def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Message]:
+    """The messages, and what each client keeps for the next round."""
+    for message in messages:
+        if message.state:
+            state.clients[message.client] = message.state
+        yield message
+
+
+class _Timer:
+    """Time spent waiting for an iterator's next element."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
+        while True:
+            start = time.perf_counter()
+            message = next(source, None)
+            self.seconds += time.perf_counter() - start
+            if message is None:
+                return
+            yield message
