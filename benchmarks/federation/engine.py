@@ -19,10 +19,15 @@ Result = TypeVar("Result")
 class Engine(Protocol):
     """Maps a function of (context, item) over items, in order; the context was given when the engine was made."""
 
-    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Iterable[Item], patience: float | None = None
+    ) -> Iterator[Result]:
         """Results in the order of ``items``, lazily; at most a window of them exists at a time.
 
         One map at a time: a new one ends the one before.
+
+        Args:
+            patience: seconds in which no worker answers, after which one counts as stuck; ``None`` waits for ever.
         """
         ...
 
@@ -35,6 +40,10 @@ class WorkerDied(RuntimeError):
     """A worker process ended without an answer (killed, out of memory)."""
 
 
+class WorkerStuck(RuntimeError):
+    """No worker process has answered for as long as was to be waited."""
+
+
 class ClientFailed(RuntimeError):
     """A client function raised; the message holds its traceback."""
 
@@ -45,7 +54,9 @@ class Serial:
     def __init__(self, context: Any):
         self._context = context
 
-    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Iterable[Item], patience: float | None = None
+    ) -> Iterator[Result]:
         for item in items:
             yield function(self._context, item)
 
@@ -84,7 +95,9 @@ class Pool:
             self._busy[here] = deque()
             self._processes.append(process)
 
-    def map(self, function: Callable[[Any, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def map(
+        self, function: Callable[[Any, Item], Result], items: Iterable[Item], patience: float | None = None
+    ) -> Iterator[Result]:
         if not self._pipes:
             raise RuntimeError("this pool is closed")
         self._drain()
@@ -118,7 +131,7 @@ class Pool:
         feed()
         while yielded < dispatched:
             while yielded not in done:
-                for pipe in self._ready(busy):
+                for pipe in self._ready(busy, patience):
                     index = busy[pipe].popleft()
                     done[index] = self._receive(pipe)
                 feed()
@@ -136,9 +149,12 @@ class Pool:
                     raise self._death(pipe) from None
                 queue.popleft()
 
-    def _ready(self, busy: dict[Connection, deque[int]]) -> list[Connection]:
+    def _ready(self, busy: dict[Connection, deque[int]], patience: float | None) -> list[Connection]:
         active = [p for p, q in busy.items() if q]
-        return [p for p in wait(active) if isinstance(p, Connection)]
+        if ready := [p for p in wait(active, patience) if isinstance(p, Connection)]:
+            return ready
+        stuck = [str(self._processes[self._pipes.index(p)].pid) for p in active]
+        raise WorkerStuck(f"no answer for {patience:g} s (federation.patience) from worker {' or '.join(stuck)}")
 
     def _send(self, pipe: Connection, job: bytes) -> None:
         try:

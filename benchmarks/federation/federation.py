@@ -210,7 +210,7 @@ class Federation:
         """What an engine's processes need to run clients.
 
         Args:
-            session: the channel at work; ``None`` starts one.
+            session: the channel at work; ``None`` starts one, which whoever asks closes (``side.channel.close()``).
         """
         return ClientSide(
             seed=self.seed,

@@ -134,18 +134,18 @@ class Loop:
         return _remembering(self._phase(jobs), state)
 
     def _phase(self, jobs: list[Job]) -> Iterator[Message]:
-        engine, federation = self.engine, self.federation
+        engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
         honest = [j for j in jobs if j.client not in federation.attackers]
         crooked = [j for j in jobs if j.client in federation.attackers]
         if not (federation.poisoner and federation.poisoner.wants_others and federation.defense.channel.plaintext):
-            yield from engine.map(take_turn, chain(honest, crooked))
+            yield from engine.map(take_turn, chain(honest, crooked), patience)
             return
         # An attacker that reads others' updates crafts its own when theirs have come in.
         others: list[Update] = []
-        for message in engine.map(take_turn, honest):
+        for message in engine.map(take_turn, honest, patience):
             others.append(message.payload)
             yield message
-        yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked))
+        yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked), patience)
 
     def _crafted(self, model: Tensor, clients: tuple[int, ...]) -> dict[int, Tensor]:
         """Models made for single clients; who isn't in it gets the round's like everybody."""

@@ -71,6 +71,8 @@ class FederationSettings:
         evaluate_every: rounds between evaluations; the last round is always evaluated.
         local: the clients' work.
         server: the server optimiser.
+        patience: seconds in which no client answers, after which the run stops; ``None`` waits for ever. Clients in the
+            coordinating process (``workers`` 1, plaintext) can't be given up.
         workers: processes that run clients; ``None`` shares the cores among parallel jobs. It doesn't change numbers.
     """
 
@@ -83,6 +85,7 @@ class FederationSettings:
     evaluate_every: int = 1
     local: LocalWork = field(default_factory=LocalWork)
     server: ServerOptimizer = field(default_factory=ServerSGD)
+    patience: float | None = field(default=3600.0, metadata=RUNTIME)
     workers: int | None = field(default=None, metadata=RUNTIME)
 
     def __post_init__(self) -> None:
@@ -91,4 +94,5 @@ class FederationSettings:
         require(0 < self.participation <= 1, "participation", self.participation, "a fraction in (0, 1]")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
+        require(self.patience is None or self.patience > 0, "patience", self.patience, "seconds, more than 0, or null")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "at least 1, or null for the cores")

@@ -190,9 +190,12 @@ def _differences(arm: Arm, others: Sequence[Arm]) -> tuple[str, ...]:
     paths = sorted({p for flat in every.values() for p in flat})
     differing = [p for p in paths if len({str(flat.get(p, "default")) for flat in every.values()}) > 1]
     leaves = Counter(p.rpartition(".")[2] for p in differing)
+    whole = flatten(arm.runs[0].manifest.get("config") or {})
 
     def shown(path: str) -> str:
-        leaf, value = path.rpartition(".")[2], every[arm.key].get(path, "default")
+        leaf = path.rpartition(".")[2]
+        # What is left out of the settings is the default, which the whole configuration tells.
+        value = every[arm.key].get(path, whole.get(path, "default"))
         if leaf == "_target_":
             return f"{path.rpartition('.')[0]}={str(value).rpartition('.')[2]}"
         value = f"{value:g}" if isinstance(value, float) else value

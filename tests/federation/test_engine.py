@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.federation.engine import ClientFailed, Pool, Serial, WorkerDied, cores, start
+from privbench.benchmarks.federation.engine import ClientFailed, Pool, Serial, WorkerDied, WorkerStuck, cores, start
 
 
 def square(context, item):
@@ -163,6 +163,18 @@ def test_large_items_and_large_answers_do_not_block_each_other(pool):
     items = [np.full(1_000_000, i, dtype=np.uint8) for i in range(12)]
     results = list(pool(2).map(megabyte, iter(items)))
     assert [int(r[0]) for r in results] == [i + 1 for i in range(12)]
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_never_answers_is_given_up(pool):
+    p = pool(2)
+    results = p.map(pause, [0.0, 0.0, 300.0, 0.0], patience=0.5)
+    assert [next(results), next(results)] == [0.0, 0.0], "what came in before is not lost"
+    with pytest.raises(WorkerStuck, match=r"no answer for 0.5 s \(federation.patience\) from worker \d+"):
+        list(results)
+    started = time.monotonic()
+    p.close()
+    assert time.monotonic() - started < 10
 
 
 def test_closing_twice_leaves_no_process():

@@ -301,6 +301,12 @@ def test_differing_settings_tell_arms_apart_where_choices_coincide(fake):
     assert {a.label for a in load(fake.root).arms()} == {"dp_local, epsilon=1", "dp_local, epsilon=8", "none"}
 
 
+def test_a_setting_at_its_default_is_named_by_its_value(fake):
+    fake.run("tee", config={"federation": {"participation": 1.0}})
+    fake.run("tee", settings={"federation.participation": 0.5})
+    assert {a.label for a in load(fake.root).arms()} == {"tee, participation=1", "tee, participation=0.5"}
+
+
 def test_a_root_is_ordered_by_defense_and_settings_and_not_by_hash(fake):
     for epsilon in (16.0, 2.0, 1.0):
         fake.run("dp_local", settings={"defense.epsilon": epsilon})
