@@ -16,7 +16,7 @@ from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.view import RoundView, View, collude
-from privbench.benchmarks.measures.leakage import Leakage, is_image
+from privbench.benchmarks.measures.leakage import Case, Leakage, is_image
 from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.tasks.task import Split
 
@@ -24,6 +24,8 @@ Row = dict[str, Any]
 
 DISTRACTORS = 64
 """Other clients' records among which a victim's are identified, and that ``other_image`` is drawn from."""
+TOGETHER = 8
+"""Victims in one piece of work."""
 PEERS = 32
 """At most so many other clients' records of each label in a victim's batch stand for public data of the class."""
 
@@ -54,14 +56,15 @@ class Target:
     generator: torch.Generator
 
 
-def attack(side: ClientSide, target: Target) -> tuple[list[Row], dict[str, Any]]:
+def attack(side: ClientSide, targets: list[Target]) -> list[tuple[list[Row], dict[str, Any]]]:
     """Runs in a worker: a colluder computes its update anew, which the coordinating process then never holds."""
-    t = target
-    view = join(side, t) if t.colluders else t.view
-    peers = _peers(side, t.client, t.truth.y)
-    rows, arrays = t.measure.measure(view, t.round, t.client, t.truth, t.generator, t.distractors, peers)
-    named = {"features": np.array(side.spec.features)} if arrays and side.spec.features else {}
-    return rows, {**arrays, **named}
+    cases = []
+    for t in targets:
+        view, peers = join(side, t) if t.colluders else t.view, _peers(side, t.client, t.truth.y)
+        cases.append(Case(view, t.round, t.client, t.truth, t.generator, t.distractors, peers))
+    found = targets[0].measure.measure_several(cases)
+    named = {"features": np.array(side.spec.features)} if side.spec.features else {}
+    return [(rows, {**arrays, **named} if arrays else {}) for rows, arrays in found]
 
 
 def join(side: ClientSide, target: Target) -> View:
@@ -113,11 +116,28 @@ def attacks(
             generator = stream(seed, f"leakage/{base}", number, client)
             others, joining = _others(side, client), colluders(several, client, federation.clients)
             targets.append(Target(leakage, view, adversary, joining, number, client, truth, others, generator))
-    for target, (rows, arrays) in zip(targets, engine.map(attack, targets), strict=True):
-        yield from rows
-        if arrays:
-            who = re.sub(r"\W+", "_", target.adversary)
-            record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
+    together = batches(targets)
+    for batch, found in zip(together, engine.map(attack, together), strict=True):
+        for target, (rows, arrays) in zip(batch, found, strict=True):
+            yield from rows
+            if arrays:
+                who = re.sub(r"\W+", "_", target.adversary)
+                record.artifact(f"leakage_r{target.round}_c{target.client}_{who}", arrays)
+
+
+def batches(targets: list[Target]) -> list[list[Target]]:
+    """Targets that one worker attacks at once: neighbours of one adversary, at most :data:`TOGETHER`.
+
+    The division mustn't depend on the number of workers: side by side, the last bits of a number do on who else is
+    there.
+    """
+    found: list[list[Target]] = []
+    for target in targets:
+        if found and len(found[-1]) < TOGETHER and found[-1][0].adversary == target.adversary:
+            found[-1].append(target)
+        else:
+            found.append([target])
+    return found
 
 
 def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:

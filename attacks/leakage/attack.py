@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -67,6 +67,22 @@ class Attack(Protocol):
 
         Raises:
             AttackFailed: where there is nothing usable to attack, or no restart ended with finite numbers.
+        """
+        ...
+
+
+@runtime_checkable
+class Several(Protocol):
+    """An attack that takes on several targets at once."""
+
+    def reconstruct_many(
+        self, view: View, observations: Sequence[Observation], generators: Sequence[torch.Generator]
+    ) -> "list[Reconstruction | AttackFailed]":
+        """By observation what :meth:`Attack.reconstruct` returns, or why there is nothing.
+
+        Args:
+            view: one of theirs: they share what is public. What else an attack needs is in the observations.
+            generators: one an observation.
         """
         ...
 

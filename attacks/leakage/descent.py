@@ -19,8 +19,12 @@ SIDE_BY_SIDE = 16
 """Descents that run together. More are no faster on a CPU, and the number must not depend on the machine's workers:
 the last bits of a sum do depend on it."""
 
-WORTH = 4e12
-"""Floating-point operations of eager descents above which compiling pays: it takes 15 to 35 s, and saves half."""
+WORTH = 50.0
+"""Estimated seconds of eager descents from which compiling pays: it takes 15 to 35 s, and saves a third to a half."""
+
+RATE, OVERHEAD = 4e10, 8e-4
+"""Operations a second, and seconds of everything else an evaluation: one core, rough, and the same everywhere so that
+the same work is done in the same way."""
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 
@@ -52,7 +56,8 @@ def descent(problem: Problem, rows: Rows, x: Tensor, y: Tensor, evaluations: int
     """
     loop = _loop(problem, rows)
     centre = torch.zeros_like(x)
-    work = evaluations * len(x) * _operations(problem, rows, x, y) if compile == "auto" else 0.0
+    each = _operations(problem, rows, x, y) / RATE + OVERHEAD if compile == "auto" else 0.0
+    work = evaluations * len(x) * each
     wanted = compile == "always" or (compile == "auto" and work > WORTH)
     batched = _batched(problem, rows)
     possible = _works(batched, x, y, centre)
@@ -60,7 +65,7 @@ def descent(problem: Problem, rows: Rows, x: Tensor, y: Tensor, evaluations: int
         compiled = _batched(problem, rows, torch.compile(_transformed(problem)))
         if _works(compiled, x, y, centre):
             return Descent(compiled, f"{len(x)} side by side, compiled")
-    note = "compiling failed" if wanted and possible else f"not compiled: {work:.1g} operations, pays from {WORTH:.0g}"
+    note = "compiling failed" if wanted and possible else f"not compiled: about {work:.0f} s, pays from {WORTH:.0f}"
     if compile == "never":
         note = "not compiled"
     if len(x) == 1 or not possible:

@@ -12,8 +12,9 @@ from privbench.benchmarks.federation.settings import LocalWork
 class ClientUpdate:
     """``(x, y) -> (w_0 - w_T) / (learning_rate T)``: local training unrolled, twice differentiable.
 
-    The order in which a client visits its records is not known. Any order of a first epoch only renames records; the
-    same order is assumed in later epochs, as in the paper.
+    The order in which a client visits its records is not known. Any order of a first epoch only renames records, if
+    their labels go with them; the same order is assumed in later epochs, as in the paper. Inferred labels come in
+    ascending order, so that batches smaller than the client's data are divided by class: an approximation.
 
     Args:
         gradient: of the public loss at the model received.

@@ -1,14 +1,14 @@
 """Leakage: attack what an adversary sees, and compare with the truth that only the measure holds."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 import torch
 
-from privbench.attacks.leakage.attack import Attack, AttackFailed
+from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction, Several
 from privbench.attacks.leakage.disaggregation import disaggregate
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation, observe
@@ -30,6 +30,42 @@ __all__ = ["Leakage", "compare", "gradient_error", "is_image", "label_accuracy"]
 
 OPERATORS = ("server_operator", "active_operator")
 Metric = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One victim in one round, as one adversary sees it.
+
+    Args:
+        view: of the adversary.
+        round, client: what is attacked.
+        truth: the records behind the client's update, standardised. Only declared side information of it reaches the
+            attack: labels where the attack needs them, the number of records where the view shows none.
+        generator: a CPU generator.
+        distractors: other clients' records, standardised, for identification and the guess ``other_image``.
+        peers: other clients' records of the truth's labels, for ``class_mean`` and ``same_label``; ``None``: those
+            among the distractors.
+    """
+
+    view: View
+    round: int
+    client: int
+    truth: Records
+    generator: torch.Generator
+    distractors: Records | None = None
+    peers: Records | None = None
+
+
+@dataclass
+class _Work:
+    """A case on its way: what is attacked, and the rows and arrays that hold whatever comes of it."""
+
+    case: Case
+    context: Metric
+    guessed: dict[str, float]
+    pictures: Arrays
+    observation: Observation | None = None
+    rows: list[Metric] | None = None
 
 
 @dataclass(frozen=True)
@@ -107,26 +143,8 @@ class Leakage:
             return range(1 if self.over_rounds else round, round + 1)
         return range(max(1, round - self.over_rounds + 1), round + 1)
 
-    def measure(
-        self,
-        view: View,
-        round: int,
-        client: int,
-        truth: Records,
-        generator: torch.Generator,
-        distractors: Records | None = None,
-        peers: Records | None = None,
-    ) -> tuple[list[Metric], Arrays]:
-        """Attack ``client``'s records of ``round`` and say how much was found.
-
-        Args:
-            view: of one adversary.
-            truth: the records behind the client's update, standardised. Only declared side information of it reaches
-                the attack: labels where the attack needs them, the number of records where the view shows none.
-            generator: a CPU generator.
-            distractors: other clients' records, standardised, for identification and the guess ``other_image``.
-            peers: other clients' records of the truth's labels, for ``class_mean`` and ``same_label``; ``None``: those
-                among the distractors.
+    def measure(self, case: Case) -> tuple[list[Metric], Arrays]:
+        """Attack one case and say how much was found.
 
         Returns:
             Metrics, one a dictionary: ``metric``, ``round``, ``client``, ``adversary``, ``value``; with an observation
@@ -155,31 +173,72 @@ class Leakage:
             Arrays: ``originals`` and ``reconstructions`` (raw in [0, 1] for images), ``mse`` and ``psnr_db`` (images)
             of each, ``labels``, ``labels_found``, and the guesses ``guess_*``; empty without a reconstruction.
         """
-        context: Metric = {"round": round, "client": client, "adversary": view.adversary, "records": len(truth.y)}
-        observation, reason = self._observe(view, round, client)
-        count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
-        guessed, pictures = controls(view.public, truth, distractors, peers, count)
-        if observation is None:
-            return _missing(view.public, context, "not_applicable", reason) + _rows(context, guessed), {}
-        observation, context = self._declare(observation, truth, context)
-        if self.max_batch is not None and observation.records > self.max_batch:
-            reason = f"{observation.records} records, more than max_batch={self.max_batch}"
-            return _missing(view.public, context, "skipped", reason) + _rows(context, guessed), {}
+        return self.measure_several([case])[0]
+
+    def measure_several(self, cases: Sequence[Case]) -> list[tuple[list[Metric], Arrays]]:
+        """As :meth:`measure` for each; an attack that can takes them on side by side, and each counts an equal share
+        of ``attack_seconds``."""
+        works = [self._prepare(case) for case in cases]
+        open_ = [w for w in works if w.rows is None and w.observation is not None]
         started = time.perf_counter()
+        found = self._reconstruct(open_)
+        seconds = (time.perf_counter() - started) / max(1, len(open_))
+        arrays: dict[int, Arrays] = {}
+        for work, one in zip(open_, found, strict=True):
+            arrays[id(work)] = self._finish(work, one, seconds)
+        return [(w.rows or [], arrays.get(id(w), {})) for w in works]
+
+    def _reconstruct(self, works: Sequence[_Work]) -> list[Reconstruction | AttackFailed]:
+        found: list[Reconstruction | AttackFailed] = []
+        if isinstance(self.attack, Several) and works:
+            seen = [w.observation for w in works if w.observation is not None]
+            return self.attack.reconstruct_many(works[0].case.view, seen, [w.case.generator for w in works])
+        for work in works:
+            assert work.observation is not None
+            try:
+                found.append(self.attack.reconstruct(work.case.view, work.observation, work.case.generator))
+            except AttackFailed as failure:
+                found.append(failure)
+        return found
+
+    def _prepare(self, case: Case) -> _Work:
+        """What there is to attack; where there is nothing, the rows that say so."""
+        public, truth = case.view.public, case.truth
+        who = {"round": case.round, "client": case.client, "adversary": case.view.adversary, "records": len(truth.y)}
+        observation, reason = self._observe(case.view, case.round, case.client)
+        count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
+        work = _Work(case, who, *controls(public, truth, case.distractors, case.peers, count))
+        if observation is None:
+            return self._without(work, "not_applicable", reason)
+        work.observation, work.context = self._declare(observation, truth, who)
+        if self.max_batch is not None and work.observation.records > self.max_batch:
+            reason = f"{work.observation.records} records, more than max_batch={self.max_batch}"
+            return self._without(work, "skipped", reason)
+        return work
+
+    def _without(self, work: _Work, status: str, reason: str) -> _Work:
+        public = work.case.view.public
+        work.rows = _missing(public, work.context, status, reason) + _rows(work.context, work.guessed)
+        return work
+
+    def _finish(self, work: _Work, found: Reconstruction | AttackFailed, seconds: float) -> Arrays:
+        case, public, observation = work.case, work.case.view.public, work.observation
+        assert observation is not None
         try:
-            found = self.attack.reconstruct(view, observation, generator)
-            check(view.public, found)
+            if isinstance(found, AttackFailed):
+                raise found
+            check(public, found)
         except AttackFailed as failure:
-            return _missing(view.public, context, "failed", failure.reason) + _rows(context, guessed), {}
-        seconds = time.perf_counter() - started
-        values, arrays = compare(view.public, found, truth, distractors, peers, self.thresholds)
+            self._without(work, "failed", failure.reason)
+            return {}
+        values, arrays = compare(public, found, case.truth, case.distractors, case.peers, self.thresholds)
         values |= {
-            "gradient_error": gradient_error(view.public, observation, truth),
+            "gradient_error": gradient_error(public, observation, case.truth),
             "gradient_objective": found.objective,
-            "attack_seconds": seconds,
         }
-        kept = {name: array[: self.images] for name, array in {**arrays, **pictures}.items()}
-        return _rows(context, {**values, **guessed}), kept
+        took = {"metric": "attack_seconds", **work.context, "value": seconds, "engine": found.engine}
+        work.rows = [*_rows(work.context, {**values, **work.guessed}), took]
+        return {name: array[: self.images] for name, array in {**arrays, **work.pictures}.items()}
 
     def _observe(self, view: View, round: int, client: int) -> tuple[Observation | None, str]:
         """What there is to attack, or why there is nothing."""

@@ -3,8 +3,8 @@
     python -m privbench.benchmarks.speed.inversion --images 8 --iterations 4800
 
 Same gradients, same labels, one thread, CPU seconds, one process: every contender attacks the same images behind the
-same untrained models. Images: the CIFAR-10 test images that the package ``foolbox`` carries, where it is installed, else
-32x32 crops of scikit-learn's photographs. Compiling is part of this suite's time. ``breaching`` is installed with
+same untrained models. Images: the CIFAR-10 test images that the package ``foolbox`` carries, where it is installed,
+else 32x32 crops of scikit-learn's photographs. Compiling is part of this suite's time. ``breaching`` is installed with
 ``pip install --no-deps breaching``.
 """
 

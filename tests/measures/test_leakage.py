@@ -17,7 +17,7 @@ from privbench.attacks.leakage.inverting_gradients import InvertingGradients
 from privbench.benchmarks.build import ConfigError, build
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.federation.view import Mixture, Public, RoundView, View
-from privbench.benchmarks.measures.leakage import Leakage
+from privbench.benchmarks.measures.leakage import Case, Leakage
 from privbench.benchmarks.tasks.task import Split
 
 
@@ -67,7 +67,7 @@ def view_of(truth: Split, adversary: str = "server_operator", **seen) -> View:
 
 def run(measure: Leakage, truth: Split, view: View | None = None, distractors=None):
     view = view_of(truth) if view is None else view
-    rows, arrays = measure.measure(view, 1, 0, truth, torch.Generator().manual_seed(0), distractors)
+    rows, arrays = measure.measure(Case(view, 1, 0, truth, torch.Generator().manual_seed(0), distractors))
     assert len({r["metric"] for r in rows}) == len(rows)
     assert all({"metric", "round", "client", "adversary", "value"} <= r.keys() for r in rows)
     return {r["metric"]: r for r in rows}, arrays
@@ -213,10 +213,10 @@ def test_public_records_of_the_class_come_before_the_distractors(truth):
     one = truth.take(torch.tensor([0]))
     far = Split(torch.full((2, 1, 8, 8), 5.0), one.y.expand(2))
     attack = Leakage(Fixed(one.x, one.y, []))
-    rows, _ = attack.measure(view_of(one), 1, 0, one, torch.Generator(), far, Split(one.x, one.y))
+    rows, _ = attack.measure(Case(view_of(one), 1, 0, one, torch.Generator(), far, Split(one.x, one.y)))
     value = {r["metric"]: r["value"] for r in rows}
     assert value["psnr_db_class_mean"] == value["psnr_db_same_label"] == 100
-    rows, _ = attack.measure(view_of(one), 1, 0, one, torch.Generator(), far, Split(one.x, one.y + 1))
+    rows, _ = attack.measure(Case(view_of(one), 1, 0, one, torch.Generator(), far, Split(one.x, one.y + 1)))
     value = {r["metric"]: r["value"] for r in rows}
     assert value["psnr_db_class_mean"] < 10, "nobody has the label: the mean of the distractors"
     assert "psnr_db_same_label" not in value, "no other record of the label, no such score"
