@@ -263,7 +263,7 @@ def draw(curves: Curves) -> Figure:
         grid[0].set_ylabel(MEASURES[curves.metric])
         grid[0].set_ylim(bottom=0)
         lost = _lost(curves)
-        figure.suptitle(wrap("; ".join(filter(None, [seeds(arms), curves.note, *lost])), int(15 * width)), fontsize=7)
+        figure.suptitle(wrap("; ".join(filter(None, [seeds(arms), curves.note, *lost])), int(18 * width)), fontsize=7)
         entries = {label: h for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         ordered = sorted(entries, key=lambda label: label == GUESS)
         columns, wrapped, more = legend_shape(ordered, width)
