@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from privbench.benchmarks.results.runs import Run, State, Statement
+from privbench.benchmarks.results.runs import Run, State, Statement, combine
 
-BASELINES = ("grey", "mean_colour", "mosaic", "other_image")
+BASELINES = ("grey", "mean_colour", "mosaic", "other_image", "class_mean")
 """Guesses of an image that need no attack; ``psnr_db_grey`` is the PSNR of the first of them."""
-GUESSES = {"psnr_db": BASELINES, "ssim": BASELINES, "mse": ("mean",)}
-"""The trivial guesses by metric; of inputs that are no images it is the training mean."""
+GUESSES = {"psnr_db": BASELINES, "ssim": BASELINES, "mse": ("mean", "other_record", "class_mean")}
+"""The trivial guesses by metric; the error is that of inputs that are no images."""
+LOWER = ("mse", "lpips")
+"""Measures of which less is a better reconstruction."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,39 @@ class Arm:
     def best_baseline(self, metric: str, adversary: str) -> tuple[str, Estimate] | None:
         """The trivial guess with the best ``metric``: an attack that is no better has learnt nothing."""
         found = {b: self.leakage(f"{metric}_{b}", adversary) for b in GUESSES[metric]}
-        means = {b: e.mean for b, e in found.items() if e.mean is not None}
+        sign = -1 if metric in LOWER else 1
+        means = {b: sign * e.mean for b, e in found.items() if e.mean is not None}
         return max(((b, found[b]) for b in means), key=lambda b: means[b[0]], default=None)
+
+    def gain(self, metric: str, adversary: str) -> Estimate | None:
+        """By how much the attack is better than the best trivial guess, seed by seed; negative where it is worse.
+
+        ``None`` without a number of either.
+        """
+        found, best = self.leakage(metric, adversary), self.best_baseline(metric, adversary)
+        if best is None or found.state != "ok" or best[1].state != "ok":
+            return None
+        sign = -1 if metric in LOWER else 1
+        pairs = zip(found.values, best[1].values, strict=True)
+        return Estimate(tuple(sign * (a - b) for a, b in pairs), "ok", self.n)
+
+    def leakage_by_round(self, metric: str, adversary: str) -> dict[int, Estimate]:
+        """:meth:`leakage` of each attacked round; a round that a seed lacks has no number."""
+        rows = [r.rows(metric, adversary) for r in self.runs]
+        rounds = sorted({m.round for each in rows for m in each if m.round is not None})
+        return {n: estimate([combine([m for m in each if m.round == n]) for each in rows]) for n in rounds}
+
+    def pooled(self, metric: str, adversary: str) -> tuple[float, ...]:
+        """The metric of every round, victim and seed; nothing where one of them failed: survivors are no sample."""
+        if self.leakage(metric, adversary).state != "ok":
+            return ()
+        rows = (m for r in self.runs for m in r.rows(metric, adversary))
+        return tuple(m.value for m in rows if m.value is not None)
+
+    def attacks(self, metric: str, adversary: str) -> tuple[int, int]:
+        """How many attacks have a value, and how many were made; where nothing was visible none was."""
+        rows = [m for r in self.runs for m in r.rows(metric, adversary) if m.status != "not_applicable"]
+        return sum(m.value is not None and m.status is None for m in rows), len(rows)
 
     def reason(self, metric: str, adversary: str) -> str | None:
         """Why ``metric`` has no number, as the first run that says so puts it."""

@@ -31,6 +31,7 @@ from privbench.benchmarks.results.style import (
     wrap,
 )
 from privbench.benchmarks.results.table import floor, number
+from privbench.benchmarks.results.traces import traces
 
 __all__ = [
     "accuracy_over_rounds",
@@ -42,6 +43,7 @@ __all__ = [
     "privacy_utility",
     "reconstructions",
     "save",
+    "traces",
     "write",
 ]
 NAMES = (
@@ -68,7 +70,7 @@ def every(results: Results) -> Iterator[tuple[str, Figure]]:
         if figure is not None:
             yield name, figure
     for adversary in sorted({x for a in results.arms() for x in a.adversaries}):
-        figure = reconstructions(results, adversary)
+        figure = reconstructions(results, adversary) or traces(results, adversary)
         if figure is not None:
             yield f"reconstructions_{slug(adversary)}", figure
 
@@ -203,7 +205,7 @@ def leakage(results: Results) -> Figure | None:
 
 
 AXES = {"psnr_db": "PSNR of reconstructions (dB)", "mse": "MSE of reconstructions (lower leaks more)"}
-GUESS_MARKERS = ("|", "x", "+", "d")
+GUESS_MARKERS = ("|", "x", "+", "d", "1")
 
 
 def _bars(axes: Axes, arms: list[Arm], adversary: str, metric: str) -> None:

@@ -7,6 +7,8 @@ from rich.console import Console
 
 from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
 from privbench.benchmarks.results.figures import NAMES, write
+from privbench.benchmarks.results.leakage_curves import leakage_curves
+from privbench.benchmarks.results.leakage_table import leakage_table
 from privbench.benchmarks.results.load import Refusal, Results, load
 from privbench.benchmarks.results.privacy import privacy
 from privbench.benchmarks.results.style import save, slug
@@ -23,6 +25,7 @@ class Report:
         files: all files written.
         refused: arms without a mean, and why.
         privacy: client-level mechanisms side by side, if there are several.
+        leakage: what each adversary reconstructed, if anything was attacked.
     """
 
     folder: Path
@@ -30,6 +33,7 @@ class Report:
     files: tuple[Path, ...]
     refused: tuple[Refusal, ...]
     privacy: Table | None = None
+    leakage: Table | None = None
 
     @property
     def status(self) -> int:
@@ -40,7 +44,8 @@ class Report:
 def report(path: str | Path, console: Console | None = None, mixed_revisions: bool = False) -> Report:
     """Write ``table.{txt,csv,tex}`` and ``figures/`` into a sweep's directory, else into ``report/`` there.
 
-    Where there are several client-level mechanisms, ``privacy.{txt,csv,tex}`` is their table. Complete arms are shown,
+    Where there are several client-level mechanisms, ``privacy.{txt,csv,tex}`` is their table; where something was
+    attacked, ``leakage.{txt,csv,tex}`` says how much was found, and isn't printed. Complete arms are shown,
     the others are listed with their reason. The same results give the same bytes.
 
     Args:
@@ -57,10 +62,10 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     folder.mkdir(exist_ok=True)
     shown = table(kept)
     shown = replace(shown, notes=(*shown.notes, *(f"REFUSED {r}" for r in refused)))
-    compared = privacy(kept)
-    files = [*_texts(folder, "table", shown), *_texts(folder, "privacy", compared)]
+    compared, leaked = privacy(kept), leakage_table(kept)
+    files = [*_texts(folder, "table", shown), *_texts(folder, "privacy", compared), *_texts(folder, "leakage", leaked)]
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused), compared)
+    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked)
     if console is not None:
         _print(made, console)
     return made
@@ -90,6 +95,9 @@ def _figures(results: Results, folder: Path) -> list[Path]:
     for number, group in enumerate(groups(results)):
         figure = leakage_by_clients(group)
         files += save(figure, folder / (f"{NAME}-{number}" if number else NAME)) if figure else []
+    for name, figure in leakage_curves(results):
+        number = sum(f.name.startswith(name) for f in files) // 2
+        files += save(figure, folder / (f"{name}-{number}" if number else name))
     for old in folder.glob("*"):
         if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith((*NAMES, NAME)):
             old.unlink()

@@ -288,7 +288,7 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         reasons = {arm.reason(m, x) for x in arm.adversaries for m in arm.measures(x)[:1]} - {None}
         notes += [f"{arm.label}, leakage: {r}." for r in sorted(str(r).rstrip(".") for r in reasons)]
     if any("mse" in a.measures(x) for a in arms for x in a.adversaries):
-        notes.append("MSE: in squared standard deviations; the lower, the more leaks. (trivial): guessing the mean.")
+        notes.append("MSE: in squared standard deviations; the lower, the more leaks; (trivial): the best guess.")
     if any("software TEE" in a.more for a in arms):
         notes.append("software TEE: the attestation is emulated, and nothing is assured by hardware.")
     revisions = sorted({r.revision for a in arms for r in a.runs})

@@ -74,7 +74,7 @@ class Fake:
         lines = _training(accuracy, rounds, seed, poisoning, asr) + _leakage(leakage, signals)
         (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         if images and not isinstance(leakage, str):
-            _artifact(path / "artifacts", images, leakage)
+            _artifact(path / "artifacts", images, leakage, signals)
         return path
 
     def sweep(self, *runs: Path, name: str = "quickstart", more: tuple[dict[str, Any], ...] = ()) -> Path:
@@ -146,14 +146,33 @@ def _leakage(psnr: float | str, signals: bool) -> list[dict[str, Any]]:
         where["client"] = client
         lines.append(line("mse", 10 ** (-psnr / 10), **where))
         lines += [line("psnr_db", psnr + client, **where), line("ssim", psnr / 40, **where)]
-        for name, value in (("grey", 6.0), ("mean_colour", 9.5), ("mosaic", 8.0), ("other_image", 7.0)):
+        for name, value in (
+            ("grey", 6.0),
+            ("mean_colour", 9.5),
+            ("mosaic", 8.0),
+            ("other_image", 7.0),
+            ("class_mean", 9.0),
+        ):
             lines += [line(f"psnr_db_{name}", value, **where), line(f"ssim_{name}", value / 60, **where)]
+        found = psnr + client
+        lines += [line(f"psnr_db_{name}", found + more, **where) for name, more in (("median", -0.5), ("worst", -3))]
+        lines += [line(f"psnr_db_{name}", found + more, **where) for name, more in (("best", 2), ("oracle", 1))]
+        lines += [line(f"success_rate_{t}db", float(found >= t), **where) for t in (20, 25)]
+        lines += [line("psnr_db_same_label", 7.5, **where), line("label_accuracy_majority", 0.25, **where)]
+        lines += [line("identification_rank", 1.0 + client, **where), line("identified", 1.0 - client, **where)]
+        lines += [line("identified_chance", 0.1, **where), line("identification_rank_chance", 5.5, **where)]
+        lines.append(line("label_accuracy", 0.5, labels="from_gradient", **where))
     return lines
 
 
-def _artifact(path: Path, images: int, psnr: float) -> None:
-    """Blobs, and the same with noise of the mean squared error that ``psnr`` (dB) stands for."""
+def _artifact(path: Path, images: int, psnr: float, signals: bool) -> None:
+    """Blobs, and the same with noise of the mean squared error that ``psnr`` (dB) stands for; or waves with noise."""
     rng = np.random.default_rng(0)
+    if signals:
+        waves = np.sin(np.linspace(0, 6, 50) + rng.uniform(0, 6, (images, 1, 1)))
+        arrays = {"originals": waves, "reconstructions": waves + 0.1, "guess_class_mean": 0 * waves}
+        np.savez(path / "leakage_r1_c0_server_operator.npz", **arrays)
+        return
     rows, columns = np.mgrid[0:28, 0:28]
     for client in (0, 1):
         centres = rng.uniform(8, 20, (images, 2))
@@ -162,7 +181,8 @@ def _artifact(path: Path, images: int, psnr: float) -> None:
         noisy = (originals + rng.normal(0, 10 ** (-psnr / 20), originals.shape)).clip(0, 1).astype(np.float32)
         measured = 10 * np.log10(1 / ((noisy - originals) ** 2).mean((1, 2, 3)))
         file = path / f"leakage_r1_c{client}_server_operator.npz"
-        np.savez(file, originals=originals, reconstructions=noisy, psnr_db=measured)
+        guesses = {"guess_class_mean": 0 * originals + 0.5, "guess_mosaic": originals**2}
+        np.savez(file, originals=originals, reconstructions=noisy, psnr_db=measured, **guesses)
 
 
 @pytest.fixture

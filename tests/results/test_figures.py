@@ -7,9 +7,9 @@ from matplotlib import rcParams
 from matplotlib.colors import to_rgba
 
 from privbench.benchmarks.results import figures
+from privbench.benchmarks.results.artifacts import recovered
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.read import MalformedError
-from privbench.benchmarks.results.reconstructions import images
 
 
 def drawn(figure) -> Any:
@@ -136,12 +136,19 @@ def test_reconstructions_show_psnr_and_name_the_adversary(fake):
     results = load(fake.root)
     figure = drawn(figures.reconstructions(results, "server_operator"))
     assert "server operator" in figure.get_suptitle()
-    rows = [a.get_ylabel() for a in figure.axes if a.get_ylabel()]
-    assert sorted(rows) == ["none", "original", "secure_\naggregation"]
+    rows = [a.get_ylabel().replace("\n", " ") for a in figure.axes if a.get_ylabel()]
+    assert rows == ["original", "none", "secure_ aggregation", "guess: class mean", "guess: mosaic"]
     assert any("n/a: no update is visible" in t for a in figure.axes for t in texts(a))
-    shown = images(next(r for r in results.runs if r.label == "none"), "server_operator")
+    run = next(r for r in results.runs if r.label == "none")
+    shown = recovered(run, "server_operator", 8)
     assert shown is not None
-    assert [a.get_xlabel() for a in figure.axes if a.get_xlabel()] == [f"{p:.1f} dB" for p in shown.psnr_db]
+    scores = [shown.score(x) for x in (shown.reconstructions, *shown.guesses.values())]
+    with np.load(run.path / "artifacts" / "leakage_r1_c0_server_operator.npz") as kept:
+        np.testing.assert_allclose(scores[0][:2], kept["psnr_db"], atol=1e-4)
+    labels = [a.xaxis.label for a in figure.axes if a.get_xlabel()]
+    assert [t.get_text() for t in labels] == [f"{p:.1f} dB" for each in scores for p in each]
+    best = np.max(scores[1:], 0)
+    assert [t.get_fontweight() == "bold" for t in labels[:4]] == list(scores[0] > best)
 
 
 def test_arms_with_other_victims_have_their_own_originals(fake):
@@ -151,20 +158,38 @@ def test_arms_with_other_victims_have_their_own_originals(fake):
     with np.load(file) as found:
         np.savez(file, **{**found, "originals": 1 - found["originals"]})
     figure = drawn(figures.reconstructions(load(fake.root), "server_operator"))
-    rows = sorted(a.get_ylabel().replace("\n", " ") for a in figure.axes if a.get_ylabel())
-    assert rows == ["krum", "none", "original (krum)", "original (none)"]
+    rows = [a.get_ylabel().replace("\n", " ") for a in figure.axes if a.get_ylabel()]
+    guesses = ["guess: class mean", "guess: mosaic"]
+    one, two = ([f"original ({arm})", arm, *(f"{g} ({arm})" for g in guesses)] for arm in ("none", "krum"))
+    assert rows == [*one, *two]
 
 
-def test_signals_have_no_pictures(fake):
-    path = fake.run() / "artifacts" / "leakage_r1_c0_server_operator.npz"
-    np.savez(path, originals=np.zeros((2, 7)), reconstructions=np.zeros((2, 7)), psnr_db=np.zeros(2))
-    assert figures.reconstructions(load(fake.root), "server_operator") is None
+def test_pictures_of_guesses_are_left_out_where_a_run_kept_none(fake):
+    path = fake.run("none") / "artifacts" / "leakage_r1_c0_server_operator.npz"
+    np.savez(path, originals=np.zeros((2, 1, 7, 7)), reconstructions=np.zeros((2, 1, 7, 7)), psnr_db=np.zeros(2))
+    figure = drawn(figures.reconstructions(load(fake.root), "server_operator"))
+    assert [a.get_ylabel() for a in figure.axes if a.get_ylabel()] == ["original", "none"]
+    assert [a.get_xlabel() for a in figure.axes if a.get_xlabel()] == ["100.0 dB"] * 2
 
 
 def test_a_broken_artifact_is_named(fake):
     path = fake.run() / "artifacts" / "leakage_r1_c0_server_operator.npz"
     path.write_bytes(b"nothing")
     with pytest.raises(MalformedError, match=r"leakage_r1_c0_server_operator.npz:1: not an archive"):
+        figures.reconstructions(load(fake.root), "server_operator")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "problem"),
+    [
+        ({"originals": np.zeros((2, 1, 3, 3)), "reconstructions": np.zeros((1, 1, 3, 3))}, "differ in shape"),
+        ({"originals": np.zeros((2, 1, 1, 3, 3)), "reconstructions": np.zeros((2, 1, 1, 3, 3))}, "no images, signals"),
+        ({"originals": np.zeros((2, 3)), "reconstructions": np.zeros((2, 3)), "features": ["age"]}, "1 features named"),
+    ],
+)
+def test_an_artifact_of_another_shape_is_named(fake, arrays, problem):
+    np.savez(fake.run() / "artifacts" / "leakage_r1_c0_server_operator.npz", **arrays)
+    with pytest.raises(MalformedError, match=problem):
         figures.reconstructions(load(fake.root), "server_operator")
 
 

@@ -152,6 +152,8 @@ def test_mitbih_labels_follow_the_classes_asked_for(published):
 def test_heart_is_four_hospitals_without_missing_values(published):
     published("uci_heart")
     data = UCIHeart().load(None)
+    assert len(data.spec.features) == 22
+    assert data.spec.features[:3] == ("age", "sex", "cp=1")
     assert groups(data.train) == {0: 203, 1: 197, 2: 83, 3: 134}
     assert groups(data.test) == {0: 100, 1: 97, 2: 40, 3: 66}
     raw = data.train.x * data.spec.std + data.spec.mean
