@@ -1,0 +1,234 @@
+"""Is the dump the gradient at the inputs that the user knows? If not, what is off: by trying what else it could be."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from privbench.attacks.leakage.gradient import ClientGradient
+from privbench.benchmarks.inversion.candidates import common_standardisations, fitting_labels
+from privbench.benchmarks.inversion.case import Case, Mode
+from privbench.benchmarks.inversion.explain import Fault, explain
+from privbench.benchmarks.tasks.task import Split
+
+Verdict = Literal["agrees", "differs", "hidden by noise"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """How the gradient at the known inputs compares with the dump.
+
+    Args:
+        verdict: ``hidden by noise``: the published noise is as large as the gradient, and nothing can be said.
+        error: ``|g - dump| / |dump|`` as everything was declared; ``None`` where tensors are in another order.
+        tolerance: up to which ``error`` counts as agreement.
+        faults: what, changed together, makes them agree; empty where nothing tried does.
+    """
+
+    verdict: Verdict
+    error: float | None
+    tolerance: float
+    faults: tuple[Fault, ...] = ()
+
+    @property
+    def agrees(self) -> bool:
+        return self.verdict != "differs"
+
+    def __str__(self) -> str:
+        off = "tensors are in another order" if self.error is None else f"relative error {self.error:.2g}"
+        if self.verdict == "agrees":
+            return f"the gradient at the known inputs is the dump's ({off})"
+        if self.verdict == "hidden by noise":
+            return f"the published noise hides whether the gradient at the known inputs is the dump's ({off})"
+        if self.faults:
+            named = "; ".join(f"{f.name}: {f.found}" for f in self.faults)
+            return f"the gradient at the known inputs is not the dump's ({off}). It is with this changed: {named}"
+        return (
+            f"the gradient at the known inputs is not the dump's ({off}), nor with another order, mode, reduction, "
+            "labels, sign, scale, standardisation or kind. Left are other weights (a random initialisation must be the "
+            "same), another model or loss, augmented inputs, dropout, or more records"
+        )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way in which the dump may have been computed.
+
+    Args:
+        x, y: the batch.
+        mode: of the model.
+        steps: local steps.
+        minibatches: each local step has its own consecutive part of the batch, instead of the whole.
+        faults: in which it isn't what was declared.
+    """
+
+    x: Tensor
+    y: Tensor
+    mode: Mode
+    steps: int
+    minibatches: bool = False
+    faults: tuple[Fault, ...] = ()
+
+
+def diagnose(case: Case, truth: Split) -> Diagnosis:
+    """Recompute the gradient at ``truth``; where it isn't the dump's, find the fewest changes with which it is.
+
+    Tried are: the order of tensors (reversed, sorted by name, and any assignment among equal shapes), train or eval
+    mode, sum or mean, labels (any, where the loss is linear in them), sign, factors, weight decay, the standardisation
+    of ``x``, gradient or update and the local steps, each alone, then two of mode, standardisation, steps and labels.
+    """
+    declared = Recipe(truth.x, truth.y, "train" if case.public.model.training else "eval", case.steps)
+    vector = case.dump.vector()
+    gradient = recompute(case, declared)
+    error = None
+    limit = tolerance(case)
+    if vector is not None and gradient is not None:
+        error = float((expected(case, gradient) - vector * case.unit).norm() / (vector * case.unit).norm())
+        if limit >= 0.5:
+            return Diagnosis("hidden by noise", error, limit)
+        if error <= limit:
+            return Diagnosis("agrees", error, limit)
+    if case.steps > 1:  # nobody said which records a local step had
+        parts = recompute(case, replace(declared, minibatches=True))
+        if vector is not None and parts is not None:
+            other = float((expected(case, parts) - vector * case.unit).norm() / (vector * case.unit).norm())
+            if other <= limit:
+                return Diagnosis("agrees", other, limit)
+    return Diagnosis("differs", error, limit, _search(case, declared, limit))
+
+
+def tolerance(case: Case) -> float:
+    """How far the recomputed gradient may be from the dump, relative to the dump.
+
+    1e-3 for another order of operations on other hardware, 5e-3 for numbers of 16 bits; and what published noise, and
+    the rounding of a difference of float32 weights, add.
+    """
+    tensors = [t.reshape(-1) for t in case.dump.tensors]
+    vector = torch.cat(tensors) * case.unit
+    noise = case.known.noise_std * abs(case.unit) * (math.sqrt(len(vector)) + 4)
+    rounding = 0.0
+    if case.public.kind == "update":
+        eps = torch.finfo(torch.float32).eps
+        rounding = eps * abs(case.unit) * float(case.sent[: len(vector)].norm())
+    return (5e-3 if case.dump.coarse else 1e-3) + (noise + rounding) / float(vector.norm())
+
+
+def expected(case: Case, gradient: Tensor) -> Tensor:
+    """``gradient`` after the published clip of the client's whole vector."""
+    if case.known.clip is None:
+        return gradient
+    length = float(gradient.norm()) / abs(case.unit)
+    return gradient * min(1.0, case.known.clip / max(length, 1e-30))
+
+
+def recompute(case: Case, recipe: Recipe) -> Tensor | None:
+    """The gradient averaged over local steps, ``(layout.trainable,)``; ``None`` where the model fails or gives NaN."""
+    public = replace(case.public, model=in_mode(case.public.model, recipe.mode))
+    parts = [(recipe.x, recipe.y)] * recipe.steps
+    if recipe.minibatches:
+        if len(recipe.x) < recipe.steps:
+            return None
+        parts = [*zip(recipe.x.tensor_split(recipe.steps), recipe.y.tensor_split(recipe.steps), strict=True)]
+    model, total = case.sent.clone(), torch.zeros(public.layout.trainable)
+    try:
+        for x, y in parts:
+            gradient = ClientGradient(public, model)(x, y).detach()
+            total += gradient
+            model[: len(gradient)] -= public.learning_rate * gradient
+    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+        return None
+    found = total / recipe.steps
+    return found if bool(torch.isfinite(found).all()) and bool(found.any()) else None
+
+
+def in_mode(model: nn.Module, mode: Mode) -> nn.Module:
+    """A copy in another mode."""
+    return copy.deepcopy(model).train(mode == "train")
+
+
+def _search(case: Case, declared: Recipe, limit: float) -> tuple[Fault, ...]:
+    """The shortest list of faults that explains the dump; empty if none does."""
+    singles = [*_other_mode(declared), *_other_x(case, declared), *_other_steps(case, declared)]
+    pairs = [
+        r
+        for first in singles
+        for r in chain(_other_mode(first), _other_x(case, first), _other_steps(case, first))
+        if len({f.name for f in r.faults}) == 2
+    ]
+    for level in ([declared], singles, pairs):
+        found = [f for recipe in level if (f := _explained(case, recipe, limit)) is not None]
+        if found:
+            return min(found, key=len)
+        # Labels last in each level: any labels can be found, so that a simpler reason goes first.
+        for recipe in level:
+            y = fitting_labels(case, recipe.x, recipe.y, in_mode(case.public.model, recipe.mode))
+            if y is not None:
+                relabelled = replace(recipe, y=y, faults=(*recipe.faults, _labels_fault(recipe.y, y, case)))
+                faults = _explained(case, relabelled, limit)
+                if faults is not None:
+                    return faults
+    return ()
+
+
+def _explained(case: Case, recipe: Recipe, limit: float) -> tuple[Fault, ...] | None:
+    gradient = recompute(case, recipe)
+    if gradient is None:
+        return None
+    # The dump was divided by the declared number of steps.
+    found = explain(case, expected(case, gradient) * (recipe.steps / case.steps), limit)
+    return None if found is None else (*recipe.faults, *found)
+
+
+def _other_mode(recipe: Recipe) -> Iterator[Recipe]:
+    mode: Mode = "eval" if recipe.mode == "train" else "train"
+    if all(f.name != "mode" for f in recipe.faults):
+        fault = Fault("mode", f"the model was in {mode} mode", {"mode": mode})
+        yield replace(recipe, mode=mode, faults=(*recipe.faults, fault))
+
+
+def _other_x(case: Case, recipe: Recipe) -> Iterator[Recipe]:
+    if any(f.name == "standardisation" for f in recipe.faults):
+        return
+    mean, std, x = case.public.mean, case.public.std, recipe.x
+    tried = [
+        (x / 255, "the inputs were divided by 255"),
+        (x * 255, "the inputs were in [0, 255]"),
+        ((x - mean) / std, "the inputs were standardised with mean and std; x isn't"),
+        (x * std + mean, "the inputs were raw, not standardised; x is"),
+        ((x * std + mean) * 255, "the inputs were raw in [0, 255], not standardised; x is"),
+        ((x / 255 - mean) / std, "the inputs were divided by 255 and standardised; x isn't"),
+        *common_standardisations(x),
+    ]
+    for changed, found in tried:
+        if not torch.equal(changed, x):
+            fault = Fault("standardisation", found, {})
+            yield replace(recipe, x=changed, faults=(*recipe.faults, fault))
+
+
+def _other_steps(case: Case, recipe: Recipe) -> Iterator[Recipe]:
+    if case.public.kind != "update" or any(f.name == "local_steps" for f in recipe.faults):
+        return
+    for steps in range(1, 11):
+        for minibatches in (False, True) if 1 < steps <= len(recipe.x) else (False,):
+            if steps != case.steps:
+                found = f"{steps} local steps" if steps > 1 else "1 local step"
+                fault = Fault("local_steps", f"the client made {found}", {"local_steps": steps})
+                yield replace(recipe, steps=steps, minibatches=minibatches, faults=(*recipe.faults, fault))
+
+
+def _labels_fault(given: Tensor, y: Tensor, case: Case) -> Fault:
+    found = y.tolist()
+    if torch.equal(given.sort().values, y.sort().values):
+        how = "they are in another order than the inputs"
+    elif torch.equal((given - 1) % case.public.classes, y):
+        how = "those given are one too high"
+    elif torch.equal((given + 1) % case.public.classes, y):
+        how = "those given are one too low"
+    else:
+        how = "those given are others"
+    return Fault("labels", f"the dump is of labels {found}: {how}", {"labels": found})
