@@ -14,7 +14,7 @@ from privbench.benchmarks.federation.update import Kind, Layout, Update
 from privbench.benchmarks.federation.view import Known, Public, RoundView, View
 from privbench.benchmarks.inversion.dump import Dump, make_dump
 from privbench.benchmarks.inversion.files import Content
-from privbench.benchmarks.inversion.model import Loss, make_loss, outputs
+from privbench.benchmarks.inversion.model import Loss, check_loss, make_loss, outputs
 from privbench.benchmarks.tasks.task import Split
 
 Mode = Literal["eval", "train"]
@@ -124,6 +124,7 @@ def make_case(
     require(classes in (None, made), "classes", classes, right)
     several = "at least 2: cross entropy over a single class has no gradient (loss=mse, or your own, for one output)"
     require(made >= 2 or function.name != "cross_entropy", "classes", made, several)
+    check_loss(function, made)
     known = Known(clip, 0.0, noise_std)
     public = Public(
         model=model,

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ def invert(arguments: list[str]) -> int:
     except OSError as error:
         print(f"privbench invert: {_line(error)}", file=sys.stderr)
         return BAD_INPUT
+    except Exception as error:  # the model, the loss and the attack are the user's, and can raise anything
+        print(f"privbench invert: {_line(f'{type(error).__name__}: {error}')}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("privbench invert: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -80,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from privbench.attacks.leakage.attack import AttackFailed
     from privbench.benchmarks.inversion import output
-    from privbench.benchmarks.inversion.invert import DumpDiffers, attack_case, versions
+    from privbench.benchmarks.inversion.invert import DumpDiffers, attack_case
+    from privbench.benchmarks.inversion.result import versions
 
     settings = {"set": _settings(options.set)}
     folder = options.out
@@ -90,16 +95,20 @@ def _run(options: argparse.Namespace) -> int:
     inputs = None if options.inputs is None else _inputs(options.inputs)
     labels = _labels(options.labels)
     case, notes = _case(options, inputs, labels)
-    shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | settings
+    resolved = {"records": case.records, "kind": case.public.kind, "classes": case.public.classes}
+    shown = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()} | settings | resolved
+    unfinished = {"schema": 1, "settings": shown, "notes": notes, "versions": versions()}
     try:
         found = attack_case(case, options.attack, settings["set"], labels, inputs, options.seed, options.force)
     except DumpDiffers as error:
+        if folder is not None:
+            refused = {"status": "refused", "reason": str(error), "diagnosis": asdict(error.diagnosis)}
+            output.report(folder, {**unfinished, **refused})
         print(f"privbench invert: {_line(error)}. No attack was made (--force makes it)", file=sys.stderr)
         return BAD_INPUT
     except AttackFailed as failure:
         if folder is not None:
-            failed = {"schema": 1, "status": "failed", "reason": failure.reason, "settings": shown}
-            output.report(folder, {**failed, "notes": notes, "versions": versions()})
+            output.report(folder, {**unfinished, "status": "failed", "reason": failure.reason})
         print(f"privbench invert: the attack failed: {_line(failure)}", file=sys.stderr)
         return FAILED
     _print(found, notes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.attacks.leakage.gradient import ClientGradient
+from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.inversion.candidates import common_standardisations, fitting_labels
 from privbench.benchmarks.inversion.case import Case, Mode
 from privbench.benchmarks.inversion.explain import Fault, explain
@@ -63,7 +64,7 @@ class Recipe:
         x, y: the batch.
         mode: of the model.
         steps: local steps.
-        minibatches: each local step has its own consecutive part of the batch, instead of the whole.
+        parts: consecutive ones into which the batch is divided, a part a step, over and over.
         faults: in which it isn't what was declared.
     """
 
@@ -71,7 +72,7 @@ class Recipe:
     y: Tensor
     mode: Mode
     steps: int
-    minibatches: bool = False
+    parts: int = 1
     faults: tuple[Fault, ...] = ()
 
 
@@ -81,25 +82,44 @@ def diagnose(case: Case, truth: Split) -> Diagnosis:
     Tried are: the order of tensors (reversed, sorted by name, and any assignment among equal shapes), train or eval
     mode, sum or mean, labels (any, where the loss is linear in them), sign, factors, weight decay, the standardisation
     of ``x``, gradient or update and the local steps, each alone, then two of mode, standardisation, steps and labels.
+
+    Raises:
+        ConfigError: if the model has no gradient at ``truth``.
     """
     declared = Recipe(truth.x, truth.y, "train" if case.public.model.training else "eval", case.steps)
     vector = case.dump.vector()
     gradient = recompute(case, declared)
     error = None
     limit = tolerance(case)
-    if vector is not None and gradient is not None:
-        error = float((expected(case, gradient) - vector * case.unit).norm() / (vector * case.unit).norm())
+    if gradient is None:
+        raise ConfigError("inputs", list(truth.x.shape), _no_gradient(case, declared))
+    if vector is not None:
+        error = _distance(case, gradient, vector)
         if limit >= 0.5:
             return Diagnosis("hidden by noise", error, limit)
         if error <= limit:
             return Diagnosis("agrees", error, limit)
-    if case.steps > 1:  # nobody said which records a local step had
-        parts = recompute(case, replace(declared, minibatches=True))
-        if vector is not None and parts is not None:
-            other = float((expected(case, parts) - vector * case.unit).norm() / (vector * case.unit).norm())
-            if other <= limit:
-                return Diagnosis("agrees", other, limit)
+    for parts in _parts(declared)[1:]:  # nobody said which records a local step had
+        other = recompute(case, replace(declared, parts=parts))
+        if vector is not None and other is not None:
+            distance = _distance(case, other, vector)
+            if distance <= limit:
+                return Diagnosis("agrees", distance, limit)
     return Diagnosis("differs", error, limit, _search(case, declared, limit))
+
+
+def _distance(case: Case, gradient: Tensor, vector: Tensor) -> float:
+    seen = vector * case.unit
+    return float((expected(case, gradient) - seen).norm() / seen.norm())
+
+
+def _no_gradient(case: Case, recipe: Recipe) -> str:
+    right = "inputs at which the model has a gradient that is finite and not zero"
+    try:
+        _steps(case, recipe)
+    except _FAULTS as error:
+        return f"{right} ({type(error).__name__}: {error})"
+    return right
 
 
 def tolerance(case: Case) -> float:
@@ -128,22 +148,33 @@ def expected(case: Case, gradient: Tensor) -> Tensor:
 
 def recompute(case: Case, recipe: Recipe) -> Tensor | None:
     """The gradient averaged over local steps, ``(layout.trainable,)``; ``None`` where the model fails or gives NaN."""
-    public = replace(case.public, model=in_mode(case.public.model, recipe.mode))
-    parts = [(recipe.x, recipe.y)] * recipe.steps
-    if recipe.minibatches:
-        if len(recipe.x) < recipe.steps:
-            return None
-        parts = [*zip(recipe.x.tensor_split(recipe.steps), recipe.y.tensor_split(recipe.steps), strict=True)]
-    model, total = case.sent.clone(), torch.zeros(public.layout.trainable)
     try:
-        for x, y in parts:
-            gradient = ClientGradient(public, model)(x, y).detach()
-            total += gradient
-            model[: len(gradient)] -= public.learning_rate * gradient
-    except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+        found = _steps(case, recipe)
+    except _FAULTS:
         return None
-    found = total / recipe.steps
     return found if bool(torch.isfinite(found).all()) and bool(found.any()) else None
+
+
+_FAULTS = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
+"""What a model raises that doesn't take a batch: BatchNorm in training mode a single record, for one."""
+
+
+def _steps(case: Case, recipe: Recipe) -> Tensor:
+    public = replace(case.public, model=in_mode(case.public.model, recipe.mode))
+    x, y = recipe.x.tensor_split(recipe.parts), recipe.y.tensor_split(recipe.parts)
+    model, total = case.sent.clone(), torch.zeros(public.layout.trainable)
+    for step in range(recipe.steps):
+        part = step % recipe.parts
+        gradient = ClientGradient(public, model)(x[part], y[part]).detach()
+        total += gradient
+        model[: len(gradient)] -= public.learning_rate * gradient
+    return total / recipe.steps
+
+
+def _parts(recipe: Recipe) -> list[int]:
+    """Into how many parts the batch may be divided so that whole epochs make the steps; 1 comes first."""
+    most = min(recipe.steps, len(recipe.x))
+    return [p for p in range(1, most + 1) if recipe.steps % p == 0]
 
 
 def in_mode(model: nn.Module, mode: Mode) -> nn.Module:
@@ -214,11 +245,11 @@ def _other_steps(case: Case, recipe: Recipe) -> Iterator[Recipe]:
     if case.public.kind != "update" or any(f.name == "local_steps" for f in recipe.faults):
         return
     for steps in range(1, 11):
-        for minibatches in (False, True) if 1 < steps <= len(recipe.x) else (False,):
+        for parts in _parts(replace(recipe, steps=steps)):
             if steps != case.steps:
                 found = f"{steps} local steps" if steps > 1 else "1 local step"
                 fault = Fault("local_steps", f"the client made {found}", {"local_steps": steps})
-                yield replace(recipe, steps=steps, minibatches=minibatches, faults=(*recipe.faults, fault))
+                yield replace(recipe, steps=steps, parts=parts, faults=(*recipe.faults, fault))
 
 
 def _labels_fault(given: Tensor, y: Tensor, case: Case) -> Fault:

@@ -2,29 +2,25 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction
 from privbench.attacks.leakage.labels import Labels
 from privbench.attacks.leakage.observe import Observation, observe
-from privbench.benchmarks.build import ConfigError, describe, require
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.update import Kind
-from privbench.benchmarks.federation.view import Public
+from privbench.benchmarks.federation.view import View
 from privbench.benchmarks.inversion.attacks import make_attack, with_labels
 from privbench.benchmarks.inversion.case import Case, Mode, Numbers, make_case, make_labels, make_truth
 from privbench.benchmarks.inversion.diagnosis import Diagnosis, diagnose
 from privbench.benchmarks.inversion.files import content
+from privbench.benchmarks.inversion.result import Inversion, measure
 from privbench.benchmarks.measures import images
-from privbench.benchmarks.measures.leakage import compare, is_image
 from privbench.benchmarks.tasks.task import Split
-
-PACKAGES = ("privbench", "torch", "numpy")
 
 
 class DumpDiffers(ValueError):
@@ -37,65 +33,6 @@ class DumpDiffers(ValueError):
     def __init__(self, diagnosis: Diagnosis):
         super().__init__(str(diagnosis))
         self.diagnosis = diagnosis
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """What an attack made of a dump.
-
-    Args:
-        x: ``(B, *shape)``, as the model takes them; in the order of the true inputs where they were given.
-        y: ``(B,)`` labels used or found, in the same order; -1 where no reconstruction was left for a true input.
-        reconstruction: as the attack returned it, all restarts included.
-        attack: that was made.
-        public: what it knew.
-        records: how many were sought.
-        diagnosis: of the dump; ``None`` without true inputs.
-        truth: the true inputs, ``None`` where they weren't given.
-        metrics: against the truth, those of :meth:`privbench.benchmarks.measures.leakage.Leakage.measure`: images have
-            PSNR (dB), SSIM and MSE of raw pixels, beside what trivial guesses reach (``psnr_db_mosaic``, ...); signals
-            and tables have MSE in standardised units and ``mse_mean``. Empty without truth.
-        seconds: of the attack.
-        notes: what a reader of the numbers has to know.
-    """
-
-    x: Tensor
-    y: Tensor
-    reconstruction: Reconstruction
-    attack: Attack
-    public: Public
-    records: int
-    diagnosis: Diagnosis | None
-    truth: Split | None
-    metrics: dict[str, float]
-    seconds: float
-    notes: tuple[str, ...]
-
-    @property
-    def raw(self) -> Tensor:
-        """:attr:`x` before standardisation, ``x * std + mean``; images are clamped to [0, 1]."""
-        return raw(self.public, self.x)
-
-    @property
-    def report(self) -> dict[str, Any]:
-        """All but the records themselves, as JSON takes it."""
-        found = self.reconstruction
-        return {
-            "schema": 1,
-            "status": "complete",
-            "attack": describe(self.attack),
-            "needs": sorted(self.attack.needs),
-            "records": self.records,
-            "labels": self.y.tolist(),
-            "gradient_objective": _finite(found.objective),
-            "restart": found.restart,
-            "gradient_objectives": [_finite(v) for v in found.objectives],
-            "attack_seconds": self.seconds,
-            "metrics": {name: _finite(value) for name, value in self.metrics.items()},
-            "diagnosis": None if self.diagnosis is None else asdict(self.diagnosis),
-            "notes": list(self.notes),
-            "versions": versions(),
-        }
 
 
 def invert(
@@ -214,36 +151,7 @@ def attack_case(
     return Inversion(x, y, found, made, public, case.records, diagnosis, truth, metrics, seconds, notes)
 
 
-def measure(public: Public, found: Reconstruction, truth: Split) -> dict[str, float]:
-    """A reconstruction against the truth, after one-to-one matching, and what trivial guesses reach."""
-    values, _ = compare(public, found, truth)
-    if not is_image(public):
-        return {**values, "mse_mean": float(images.mse(torch.zeros_like(truth.x), truth.x).mean())}
-    original = images.to_raw(truth.x, public.mean, public.std)
-    for name, guess in images.baselines(original).items():
-        values[f"psnr_db_{name}"] = float(images.psnr(guess, original).mean())
-        values[f"ssim_{name}"] = float(images.ssim(guess, original).mean())
-    return values
-
-
-def raw(public: Public, x: Tensor) -> Tensor:
-    """``x * std + mean``, clamped to [0, 1] for images."""
-    return images.to_raw(x, public.mean, public.std) if is_image(public) else x * public.std + public.mean
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-
-    def of(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
-    return {package: of(package) for package in PACKAGES}
-
-
-def _reconstruct(attack: Attack, view: Any, observation: Observation, seed: int) -> tuple[Reconstruction, float]:
+def _reconstruct(attack: Attack, view: View, observation: Observation, seed: int) -> tuple[Reconstruction, float]:
     started = time.perf_counter()
     try:
         found = attack.reconstruct(view, observation, torch.Generator().manual_seed(seed))
@@ -313,7 +221,3 @@ def _notes(
     if len(found.x) != case.records:
         notes.append(f"the attack found {len(found.x)} of {case.records} records")
     return tuple(notes)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

@@ -131,6 +131,22 @@ def mse(output: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(output, target.reshape(output.shape))
 
 
+def check_loss(loss: Loss, outputs: int) -> None:
+    """Try ``loss`` on two outputs that are zero.
+
+    Raises:
+        ConfigError: if it isn't a scalar there, or fails.
+    """
+    output, y = torch.zeros(2, outputs, requires_grad=True), torch.zeros(2, dtype=torch.int64 if outputs > 1 else None)
+    try:
+        value = loss.function(output, y)
+    except Exception as error:  # the user's own
+        reason = f"a function of output (batch, {outputs}) and labels (batch,) ({type(error).__name__}: {error})"
+        raise ConfigError("loss", loss.name, reason) from None
+    scalar = isinstance(value, Tensor) and value.ndim == 0 and value.requires_grad
+    require(scalar, "loss", loss.name, "a function that returns a scalar to differentiate, the mean over the batch")
+
+
 def make_loss(loss: str | Callable[[Tensor, Tensor], Tensor]) -> Loss:
     """``cross_entropy``, ``mse``, a function ``(output, y) -> scalar``, or its name ``pkg.module:function``.
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from privbench.benchmarks.inversion.invert import Inversion, raw
+from privbench.benchmarks.inversion.result import Inversion, raw
 from privbench.benchmarks.measures import images
 from privbench.benchmarks.measures.leakage import is_image
 from privbench.benchmarks.results.style import COLOURS, PAGE, new, save, style, wrap
@@ -42,8 +43,18 @@ def report(folder: Path, fields: dict[str, Any]) -> Path:
     """``report.json``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.json"
-    path.write_text(json.dumps(fields, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(_plain(fields), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return path
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: an attack of the user's may have any fields."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    plain = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if plain else str(value)
 
 
 def picture(found: Inversion) -> Figure:

@@ -183,6 +183,21 @@ def test_local_steps(client, parts):
     assert setting(diagnosis(client, client.trained(0.5), local_steps=3, **known)) == {"local_steps": 1}
 
 
+def test_epochs_of_minibatches(client):
+    moved = client.trained(0.5, 2, parts=True)
+    with torch.no_grad():
+        for p, u in zip(client.model.parameters(), moved, strict=True):
+            p += u
+    second = client.trained(0.5, 2, parts=True)
+    with torch.no_grad():
+        for p, u in zip(client.model.parameters(), moved, strict=True):
+            p -= u
+    update = [a + b for a, b in zip(moved, second, strict=True)]
+    known = {"kind": "update", "learning_rate": 0.5}
+    assert diagnosis(client, update, local_steps=4, **known).verdict == "agrees"
+    assert setting(diagnosis(client, update, **known)) == {"local_steps": 4}
+
+
 def test_two_faults_are_found_together(normed):
     update = [4 * g for g in normed.gradient(mode="train")][::-1]
     assert sorted(names(diagnosis(normed, update))) == ["mode", "order", "reduction"]

@@ -96,6 +96,14 @@ def test_an_update_of_several_steps_says_so(client):
     assert "3 local steps are taken for an averaged gradient" in found.notes
 
 
+def test_what_the_model_cannot_take(normed):
+    # One image of one pixel for each channel: BatchNorm has nothing to normalise in training mode.
+    model = nn.Sequential(nn.Conv2d(1, 6, 12), nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6, 10))
+    update = [torch.ones_like(p) for p in model.parameters()]
+    with pytest.raises(ConfigError, match=r"inputs=.*has a gradient.*ValueError"):
+        invert(model, update, IMAGE, inputs=(normed.x[:1], normed.y[:1]), mode="train", **FAST)
+
+
 def test_frozen_and_unused_parameters(client):
     client.model[0].requires_grad_(False)
     client.model.register_parameter("unused", nn.Parameter(torch.zeros(3)))
@@ -146,6 +154,10 @@ class Maps(nn.Conv2d):
         super().__init__(1, 10, 3)
 
 
+def elementwise(output, y):
+    return F.cross_entropy(output, y, reduction="none")
+
+
 NAN = [torch.full((6, 1, 5, 5), torch.nan)]
 BAD = {
     "shape=[3, 12, 12]": {"shape": (3, 12, 12)},
@@ -154,6 +166,8 @@ BAD = {
     "model=Tuple: a model that returns a tensor": {"model": Tuple()},
     "model=Maps: a model that returns (batch, classes)": {"model": Maps()},
     "model=str": {"model": "LeNet"},
+    "loss=l1_loss: a function of output (batch, 10) and labels": {"loss": F.l1_loss},
+    "loss=elementwise: a function that returns a scalar": {"loss": elementwise},
     "classes=7: the 10 outputs": {"classes": 7},
     "records=0": {"records": 0},
     "records=3: 4, the number of inputs": {"records": 3},
