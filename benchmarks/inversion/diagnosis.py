@@ -185,17 +185,11 @@ def in_mode(model: nn.Module, mode: Mode) -> nn.Module:
 def _search(case: Case, declared: Recipe, limit: float) -> tuple[Fault, ...]:
     """The shortest list of faults that explains the dump; empty if none does."""
     singles = [*_other_mode(declared), *_other_x(case, declared), *_other_steps(case, declared)]
-    pairs = [
-        r
-        for first in singles
-        for r in chain(_other_mode(first), _other_x(case, first), _other_steps(case, first))
-        if len({f.name for f in r.faults}) == 2
-    ]
-    for level in ([declared], singles, pairs):
-        found = [f for recipe in level if (f := _explained(case, recipe, limit)) is not None]
-        if found:
-            return min(found, key=len)
-        # Labels last in each level: any labels can be found, so that a simpler reason goes first.
+    for level in ([declared], singles):
+        best = _shortest(case, level, limit)
+        if best is not None:
+            return best
+        # Labels last: with a whole batch of them to choose, a simpler reason goes first.
         for recipe in level:
             y = fitting_labels(case, recipe.x, recipe.y, in_mode(case.public.model, recipe.mode))
             if y is not None:
@@ -203,7 +197,21 @@ def _search(case: Case, declared: Recipe, limit: float) -> tuple[Fault, ...]:
                 faults = _explained(case, relabelled, limit)
                 if faults is not None:
                     return faults
-    return ()
+    pairs = [r for mode in _other_mode(declared) for r in chain(_other_x(case, mode), _other_steps(case, mode))]
+    pairs += [r for x in _other_x(case, declared) for r in _other_steps(case, x)]
+    return _shortest(case, pairs, limit) or ()
+
+
+def _shortest(case: Case, recipes: list[Recipe], limit: float) -> tuple[Fault, ...] | None:
+    """The explanation with the fewest faults; the first one that needs none beside its recipe's ends the search."""
+    best = None
+    for recipe in recipes:
+        faults = _explained(case, recipe, limit)
+        if faults is not None and (best is None or len(faults) < len(best)):
+            best = faults
+            if len(best) == len(recipe.faults):
+                break
+    return best
 
 
 def _explained(case: Case, recipe: Recipe, limit: float) -> tuple[Fault, ...] | None:
@@ -217,14 +225,11 @@ def _explained(case: Case, recipe: Recipe, limit: float) -> tuple[Fault, ...] | 
 
 def _other_mode(recipe: Recipe) -> Iterator[Recipe]:
     mode: Mode = "eval" if recipe.mode == "train" else "train"
-    if all(f.name != "mode" for f in recipe.faults):
-        fault = Fault("mode", f"the model was in {mode} mode", {"mode": mode})
-        yield replace(recipe, mode=mode, faults=(*recipe.faults, fault))
+    fault = Fault("mode", f"the model was in {mode} mode", {"mode": mode})
+    yield replace(recipe, mode=mode, faults=(*recipe.faults, fault))
 
 
 def _other_x(case: Case, recipe: Recipe) -> Iterator[Recipe]:
-    if any(f.name == "standardisation" for f in recipe.faults):
-        return
     mean, std, x = case.public.mean, case.public.std, recipe.x
     tried = [
         (x / 255, "the inputs were divided by 255"),
@@ -242,7 +247,7 @@ def _other_x(case: Case, recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _other_steps(case: Case, recipe: Recipe) -> Iterator[Recipe]:
-    if case.public.kind != "update" or any(f.name == "local_steps" for f in recipe.faults):
+    if case.public.kind != "update":
         return
     for steps in range(1, 11):
         for parts in _parts(replace(recipe, steps=steps)):

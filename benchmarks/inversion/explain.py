@@ -60,12 +60,12 @@ def _factor_fits(case: Case, gradient: Tensor, seen: Tensor, limit: float) -> tu
     factor = float(g @ s / (g @ g))
     if float((s - factor * g).norm() / s.norm()) <= limit:
         return _name(case, factor, seen, limit)
-    basis = torch.stack([g, w], 1)
-    if float(w.norm()) == 0:
+    # s = factor g + decay w by normal equations: a least-squares solver takes seconds for millions of weights.
+    gram = torch.stack([g @ g, g @ w, g @ w, w @ w]).view(2, 2)
+    if float(w.norm()) == 0 or float(torch.linalg.det(gram)) <= 1e-12 * float(gram[0, 0] * gram[1, 1]):
         return None
-    solution = torch.linalg.lstsq(basis, s[:, None]).solution
-    factor, decay = solution.flatten().tolist()
-    if factor and float((s - (basis @ solution).squeeze(1)).norm() / s.norm()) <= limit:
+    factor, decay = torch.linalg.solve(gram, torch.stack([g @ s, w @ s])).tolist()
+    if factor and float((s - factor * g - decay * w).norm() / s.norm()) <= limit:
         rate = decay / factor
         found = Fault("weight_decay", f"{rate:.3g} times the weights is in it: subtract it", {})
         return (*_name(case, factor, seen, limit), found)
