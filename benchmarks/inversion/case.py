@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Kind, Layout, Update
 from privbench.benchmarks.federation.view import Known, Public, RoundView, View
 from privbench.benchmarks.inversion.dump import Dump, make_dump
@@ -76,6 +77,7 @@ def make_case(
     kind: Kind,
     learning_rate: float | None,
     local_steps: int,
+    batch_size: int | None,
     loss: str | Callable[[Tensor, Tensor], Tensor],
     mode: Mode,
     mean: Numbers,
@@ -101,6 +103,7 @@ def make_case(
     require(local_steps >= 1, "local_steps", local_steps, "at least 1")
     alone = "1 with kind=gradient: local steps make an update"
     require(local_steps == 1 or kind == "update", "local_steps", local_steps, alone)
+    require(batch_size is None or batch_size >= 1, "batch_size", batch_size, "at least 1")
     if kind == "update" and learning_rate is None:
         raise ConfigError("learning_rate", None, "the client's: an update is -learning_rate times the sum of gradients")
     rate = 1.0 if learning_rate is None else learning_rate
@@ -139,6 +142,7 @@ def make_case(
         local_steps=lambda records: local_steps,
         known=lambda source, client: known,
         records=(records,),
+        work=LocalWork(learning_rate=rate, batch_size=batch_size, steps=local_steps, share=kind),
     )
     return Case(public, sent, make_dump(update, model, layout, shown), records, local_steps, known)
 

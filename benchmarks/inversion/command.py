@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--kind", choices=("gradient", "update"), help="update: w_after - w_before (default: gradient)")
     own.add_argument("--learning-rate", type=float, metavar="X", help="the client's, for an update")
     own.add_argument("--local-steps", type=int, default=1, metavar="N", help="the client's, for an update (default: 1)")
+    own.add_argument("--batch-size", type=int, metavar="N", help="records a local step (default: all)")
     own.add_argument("--loss", default="cross_entropy", metavar="NAME", help="cross_entropy, mse, or MODULE:FUNCTION")
     own.add_argument("--mode", choices=("eval", "train"), default="eval", help="of the model on the client")
     own.add_argument("--mean", type=_floats, default=[0.0], metavar="X[,X]", help="of standardisation, by channel")
@@ -147,6 +148,7 @@ def _case(options: argparse.Namespace, inputs: Any, labels: Any) -> tuple[Any, l
         kind="update" if options.before else options.kind or "gradient",
         learning_rate=options.learning_rate,
         local_steps=options.local_steps,
+        batch_size=options.batch_size,
         loss=options.loss,
         mode=options.mode,
         mean=options.mean,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from privbench.attacks.leakage.gradient import ClientGradient
+from privbench.attacks.leakage.unrolled import visits
 from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.inversion.candidates import common_standardisations, fitting_labels
 from privbench.benchmarks.inversion.case import Case, Mode
 from privbench.benchmarks.inversion.explain import Fault, explain
@@ -64,7 +66,7 @@ class Recipe:
         x, y: the batch.
         mode: of the model.
         steps: local steps.
-        parts: consecutive ones into which the batch is divided, a part a step, over and over.
+        batch: records a local step, in consecutive parts of ``x``, epoch after epoch.
         faults: in which it isn't what was declared.
     """
 
@@ -72,7 +74,7 @@ class Recipe:
     y: Tensor
     mode: Mode
     steps: int
-    parts: int = 1
+    batch: int
     faults: tuple[Fault, ...] = ()
 
 
@@ -86,7 +88,10 @@ def diagnose(case: Case, truth: Split) -> Diagnosis:
     Raises:
         ConfigError: if the model has no gradient at ``truth``.
     """
-    declared = Recipe(truth.x, truth.y, "train" if case.public.model.training else "eval", case.steps)
+    mode: Mode = "train" if case.public.model.training else "eval"
+    work = case.public.work
+    assert work is not None, "a case says how the client worked"
+    declared = Recipe(truth.x, truth.y, mode, case.steps, work.batch(case.records))
     vector = case.dump.vector()
     gradient = recompute(case, declared)
     error = None
@@ -99,12 +104,6 @@ def diagnose(case: Case, truth: Split) -> Diagnosis:
             return Diagnosis("hidden by noise", error, limit)
         if error <= limit:
             return Diagnosis("agrees", error, limit)
-    for parts in _parts(declared)[1:]:  # nobody said which records a local step had
-        other = recompute(case, replace(declared, parts=parts))
-        if vector is not None and other is not None:
-            distance = _distance(case, other, vector)
-            if distance <= limit:
-                return Diagnosis("agrees", distance, limit)
     return Diagnosis("differs", error, limit, _search(case, declared, limit))
 
 
@@ -161,20 +160,20 @@ _FAULTS = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError)
 
 def _steps(case: Case, recipe: Recipe) -> Tensor:
     public = replace(case.public, model=in_mode(case.public.model, recipe.mode))
-    x, y = recipe.x.tensor_split(recipe.parts), recipe.y.tensor_split(recipe.parts)
+    work = LocalWork(learning_rate=public.learning_rate, batch_size=recipe.batch, steps=recipe.steps)
     model, total = case.sent.clone(), torch.zeros(public.layout.trainable)
-    for step in range(recipe.steps):
-        part = step % recipe.parts
-        gradient = ClientGradient(public, model)(x[part], y[part]).detach()
+    for index in visits(len(recipe.x), work):
+        gradient = ClientGradient(public, model)(recipe.x[index], recipe.y[index]).detach()
         total += gradient
         model[: len(gradient)] -= public.learning_rate * gradient
     return total / recipe.steps
 
 
-def _parts(recipe: Recipe) -> list[int]:
-    """Into how many parts the batch may be divided so that whole epochs make the steps; 1 comes first."""
-    most = min(recipe.steps, len(recipe.x))
-    return [p for p in range(1, most + 1) if recipe.steps % p == 0]
+def _batches(recipe: Recipe) -> list[int]:
+    """Records a step such that whole epochs make the steps; all of them come first."""
+    records = len(recipe.x)
+    sizes = {-(-records // p) for p in range(1, min(recipe.steps, records) + 1)}
+    return sorted((b for b in sizes if recipe.steps % -(-records // b) == 0), reverse=True)
 
 
 def in_mode(model: nn.Module, mode: Mode) -> nn.Module:
@@ -249,12 +248,14 @@ def _other_x(case: Case, recipe: Recipe) -> Iterator[Recipe]:
 def _other_steps(case: Case, recipe: Recipe) -> Iterator[Recipe]:
     if case.public.kind != "update":
         return
-    for steps in range(1, 11):
-        for parts in _parts(replace(recipe, steps=steps)):
-            if steps != case.steps:
-                found = f"{steps} local steps" if steps > 1 else "1 local step"
-                fault = Fault("local_steps", f"the client made {found}", {"local_steps": steps})
-                yield replace(recipe, steps=steps, parts=parts, faults=(*recipe.faults, fault))
+    for steps in dict.fromkeys([recipe.steps, *range(1, 11)]):
+        for batch in _batches(replace(recipe, steps=steps)):
+            right: dict[str, int] = {"local_steps": steps} if steps != recipe.steps else {}
+            right |= {"batch_size": batch} if batch != recipe.batch else {}
+            if right:
+                found = f"the client made {steps} local step{'s' if steps > 1 else ''} of {batch} records"
+                fault = Fault(next(iter(right)), found, right)
+                yield replace(recipe, steps=steps, batch=batch, faults=(*recipe.faults, fault))
 
 
 def _labels_fault(given: Tensor, y: Tensor, case: Case) -> Fault:

@@ -20,7 +20,7 @@ class Fault:
 
     Args:
         name: ``order``, ``mode``, ``reduction``, ``labels``, ``sign``, ``scale``, ``learning_rate``,
-            ``standardisation``, ``kind``, ``local_steps`` or ``weight_decay``.
+            ``standardisation``, ``kind``, ``local_steps``, ``batch_size`` or ``weight_decay``.
         found: a sentence.
         setting: arguments of ``invert`` that would be right, where there are any.
     """

@@ -47,6 +47,7 @@ def invert(
     kind: Kind = "gradient",
     learning_rate: float | None = None,
     local_steps: int = 1,
+    batch_size: int | None = None,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "cross_entropy",
     mode: Mode = "eval",
     mean: Numbers = 0.0,
@@ -72,6 +73,7 @@ def invert(
         inputs: the true ``(x, y)``, ``x`` as the model gets it. The attack never sees them; labels alone where they are
             ``known``.
         kind: ``update`` is ``w_after - w_before`` of plain SGD and needs ``learning_rate`` and ``local_steps``.
+        batch_size: records a local step; ``None``: all.
         loss: ``cross_entropy``, ``mse``, or a function ``(output, y) -> scalar``, the mean over the batch.
         mode: of the model on the client; ``train`` is BatchNorm with the batch's own statistics.
         mean, std: standardisation, one number or one a channel: ``raw = x * std + mean``; raw pixels are in [0, 1].
@@ -98,6 +100,7 @@ def invert(
         kind=kind,
         learning_rate=learning_rate,
         local_steps=local_steps,
+        batch_size=batch_size,
         loss=loss,
         mode=mode,
         mean=mean,
@@ -214,7 +217,7 @@ def _notes(
         notes.append(f"labels are inferred as if the loss were softmax cross entropy; it is {case.loss.name}")
     notes.append(f"the number of records, {case.records}, was told to the attack")
     if not observation.exact:
-        notes.append(f"{case.steps} local steps are taken for an averaged gradient")
+        notes.append(f"{case.steps} local steps: an attack that doesn't unroll them sees an averaged gradient")
     dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in public.model.modules())
     if dropout and public.model.training:
         notes.append("dropout is switched off: its masks aren't known")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from privbench.benchmarks.inversion.result import Inversion, raw
 from privbench.benchmarks.measures import images
-from privbench.benchmarks.measures.leakage import is_image
+from privbench.benchmarks.measures.comparison import is_image
 from privbench.benchmarks.results.style import COLOURS, PAGE, new, save, style, wrap
 
 MOST = 8

@@ -5,7 +5,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from privbench.attacks.leakage.attack import Attack, Reconstruction
@@ -13,7 +12,8 @@ from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.view import Public
 from privbench.benchmarks.inversion.diagnosis import Diagnosis
 from privbench.benchmarks.measures import images
-from privbench.benchmarks.measures.leakage import compare, is_image
+from privbench.benchmarks.measures.comparison import compare, is_image
+from privbench.benchmarks.measures.guesses import controls
 from privbench.benchmarks.tasks.task import Split
 
 PACKAGES = ("privbench", "torch", "numpy")
@@ -68,6 +68,7 @@ class Inversion:
             "records": self.records,
             "labels": self.y.tolist(),
             "gradient_objective": _finite(found.objective),
+            "engine": found.engine,
             "restart": found.restart,
             "gradient_objectives": [_finite(v) for v in found.objectives],
             "attack_seconds": self.seconds,
@@ -81,13 +82,8 @@ class Inversion:
 def measure(public: Public, found: Reconstruction, truth: Split) -> dict[str, float]:
     """A reconstruction against the truth, after one-to-one matching, and what trivial guesses reach."""
     values, _ = compare(public, found, truth)
-    if not is_image(public):
-        return {**values, "mse_mean": float(images.mse(torch.zeros_like(truth.x), truth.x).mean())}
-    original = images.to_raw(truth.x, public.mean, public.std)
-    for name, guess in images.baselines(original).items():
-        values[f"psnr_db_{name}"] = float(images.psnr(guess, original).mean())
-        values[f"ssim_{name}"] = float(images.ssim(guess, original).mean())
-    return values
+    guessed, _ = controls(public, truth, None, None, max(len(truth), len(found.x)))
+    return {**values, **guessed}
 
 
 def raw(public: Public, x: Tensor) -> Tensor:

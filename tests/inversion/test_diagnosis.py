@@ -176,11 +176,16 @@ def test_updates(client):
 def test_local_steps(client, parts):
     update = client.trained(0.5, 2, parts=parts)
     known: dict[str, Any] = {"kind": "update", "learning_rate": 0.5}
-    assert diagnosis(client, update, local_steps=2, **known).verdict == "agrees"
+    batch = {"batch_size": 2} if parts else {}
+    assert diagnosis(client, update, local_steps=2, **batch, **known).verdict == "agrees"
     found = diagnosis(client, update, **known)
     assert names(found) == ["local_steps"]
-    assert setting(found) == {"local_steps": 2}
+    assert setting(found) == {"local_steps": 2, **batch}
     assert setting(diagnosis(client, client.trained(0.5), local_steps=3, **known)) == {"local_steps": 1}
+    other = {} if parts else {"batch_size": 2}
+    found = diagnosis(client, update, local_steps=2, **other, **known)
+    assert names(found) == ["batch_size"]
+    assert setting(found) == {"batch_size": 2 if parts else 4}
 
 
 def test_epochs_of_minibatches(client):
@@ -194,8 +199,8 @@ def test_epochs_of_minibatches(client):
             p -= u
     update = [a + b for a, b in zip(moved, second, strict=True)]
     known = {"kind": "update", "learning_rate": 0.5}
-    assert diagnosis(client, update, local_steps=4, **known).verdict == "agrees"
-    assert setting(diagnosis(client, update, **known)) == {"local_steps": 4}
+    assert diagnosis(client, update, local_steps=4, batch_size=2, **known).verdict == "agrees"
+    assert setting(diagnosis(client, update, **known)) == {"local_steps": 4, "batch_size": 2}
 
 
 def test_two_faults_are_found_together(normed):
