@@ -7,6 +7,7 @@ from pathlib import Path
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+COMMANDS = ("run", "report", "partition", "attest", "invert")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -19,11 +20,14 @@ commands:
   attest verify|show|measure|collect
                             AMD SEV-SNP reports: verify, print, expected measurement, get one inside a guest
   attest receipt|decision   signed receipts of a run's rounds, and of single decisions
+  invert --model M --update FILE --shape N,N,N
+                            attack a gradient or an update of your own model, from a file
 
 examples:
   privbench run experiment=quickstart
   privbench run defense=dp_central defense.privacy.epsilon=4 poisoning=backdoor
   privbench run -m defense=none,dp_local seed=0,1,2
+  privbench invert --model mymodels:make --weights w.pt --update gradient.pt --shape 1,28,28 --out found
   privbench run --help      lists configuration groups and their choices
 """
 
@@ -35,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="privbench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("command", nargs="?", choices=("run", "report", "partition", "attest"), metavar="COMMAND")
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.version:
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(BAD_INPUT)
     try:
-        commands = {"run": run, "report": report, "partition": partition, "attest": attest}
+        commands = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
         status = commands[options.command](options.rest)
     except KeyboardInterrupt:
         print("privbench: interrupted; the same command resumes", file=sys.stderr)
@@ -121,6 +125,13 @@ def attest(arguments: list[str]) -> int:
     from privbench.defenses.tee import command
 
     return command.attest(arguments)
+
+
+def invert(arguments: list[str]) -> int:
+    """``privbench invert``: attack what the user brings."""
+    from privbench.benchmarks.inversion import command
+
+    return command.invert(arguments)
 
 
 def _hydra_options(command: str, arguments: list[str]) -> argparse.Namespace:

@@ -168,6 +168,8 @@ def _same_label(public: Public, x: Tensor, labels: Tensor, peers: Records | None
     By symmetry it is what the same attack on another record of that label scores on this truth: how much of a score is
     the class and not the record. Nothing unless there is such a record for every label of the batch.
     """
+    if peers is None:
+        return {}
     others = {int(c): comparable(public, of_label(peers, c)) for c in labels.unique()}
     if not all(len(o) for o in others.values()):
         return {}
