@@ -26,8 +26,8 @@ class Observation:
         steps: local steps that the gradient is averaged over.
         labels: ``(records,)`` int64, declared side information that no view holds; ``None`` otherwise.
         known: what is published of the clipping and noise on it.
-        counted: whether ``records`` is a claim that the view holds; a release without enrolled counts shows none, and
-            ``records`` is 1 until the measure declares the batch size as side information.
+        counted: whether ``records`` is a claim that the view holds, or declared; a release without enrolled counts
+            shows none, and ``records`` is 1 until the measure declares the batch size as side information.
     """
 
     gradient: Tensor
@@ -55,8 +55,8 @@ def observe(view: View, round: int, client: int) -> Observation | None:
     if seen is None or seen.sent is None:
         return None
     public = view.public
-    # Where an operator made a model for this client, the gradient was taken there.
-    model = seen.received.get(client, seen.sent)
+    # Where an operator made a model for this client, the gradient was taken there; participants know their own alone.
+    model = seen.sent if seen.participants is None else seen.received.get(client, seen.sent)
     own = seen.updates.get(client)
     if own is not None:
         steps = public.local_steps(own.records)
