@@ -67,7 +67,7 @@ def _alone(layer: FirstLayer, found: Recovered, basis: Tensor, tolerance: float,
     ratios, units = found.ratios
     if not len(units):
         return None
-    off, labels = outside(layer, ratios, basis)
+    off, labels = outside(layer, ratios, found.bias[units], units, basis)
     x, y, weight, bias = found.x, found.y, found.weight, found.bias
     taken = 0
     for i in off.argsort().tolist():
@@ -86,16 +86,26 @@ def _alone(layer: FirstLayer, found: Recovered, basis: Tensor, tolerance: float,
     return Recovered(x, y, weight, bias, found.scale) if taken else None
 
 
-def outside(layer: FirstLayer, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much slopes of ``x`` ``(M, n)`` leave the space of ``basis`` ``(H, r)``, as a share of their length in
-    [0, 1], for the class that leaves it least; both ``(M,)``."""
-    parts = []
-    for part in layer.blocks(x):
+def outside(layer: FirstLayer, x: Tensor, bias: Tensor, units: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much slopes of ``x`` leave the gradient's column space, as a share of their length in [0, 1], and the
+    class for which they leave it least; both ``(M,)``.
+
+    Of two classes both do where one does, with opposite signs: the class must have the sign of the bias gradient.
+
+    Args:
+        x: ratios, ``(M, n)``.
+        bias: the bias gradients in them, ``(M,)``.
+        units: whose they are, ``(M,)``.
+        basis: of the column space, ``(H, r)``.
+    """
+    parts, size = [], len(layer.blocks(x)[0])
+    for part, sign, unit in zip(layer.blocks(x), bias.sign().split(size), units.split(size), strict=True):
         slopes = layer.by_class(part)
+        own = slopes.gather(2, unit[:, None, None].expand(-1, slopes.shape[1], 1)).squeeze(2)
         length = slopes.norm(dim=-1).clamp_min(torch.finfo(slopes.dtype).tiny)
         share = (slopes - slopes @ basis @ basis.T).norm(dim=-1) / length
-        # A record that activates nothing lies in every space and says nothing.
-        parts.append(torch.where(slopes.any(-1), share, 1.0).min(1))
+        # A record that activates nothing lies in every space and says nothing; its sign is no class's either.
+        parts.append(torch.where(own.sign() == sign[:, None], share, 1.0).min(1))
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 

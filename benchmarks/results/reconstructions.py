@@ -43,7 +43,8 @@ def images(run: Run, adversary: str) -> Images | None:
     """
     named = ((p, NAME.fullmatch(p.name)) for p in (run.path / "artifacts").glob("leakage_*.npz"))
     found = [(int(m[1]), int(m[2]), p) for p, m in named if m is not None and slug(m[3]) == slug(adversary)]
-    parts = [_read(p) for *_, p in sorted(found)]
+    read = [_read(p) for *_, p in sorted(found)]
+    parts = [p for p in read if p is not None]
     if not parts or any(
         p.originals.ndim not in (3, 4) or p.originals.shape[1:] != parts[0].originals.shape[1:] for p in parts
     ):
@@ -54,9 +55,12 @@ def images(run: Run, adversary: str) -> Images | None:
     return Images(*joined)
 
 
-def _read(path: Path) -> Images:
+def _read(path: Path) -> Images | None:
+    """``None`` for signals and tables, which have no PSNR."""
     try:
         with np.load(path, allow_pickle=False) as file:
+            if {"originals", "reconstructions", "psnr_db"} - {*file.files} == {"psnr_db"} and "labels" in file.files:
+                return None
             read = Images(file["originals"], file["reconstructions"], file["psnr_db"])
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
         raise MalformedError(path, 1, f"not an archive of originals, reconstructions and psnr_db ({error})") from None

@@ -58,7 +58,7 @@ def test_a_bin_with_one_record_gives_it_exactly(scene, digits, generator, model,
 
 def test_two_layers_change_and_a_participant_can_tell(scene):
     s = scene(mlp(64))
-    there, view = crafted(s, Imprint())
+    there, _ = crafted(s, Imprint())
     changed = [n for n, v in s.public.layout.views(there.sent).items()
                if not torch.equal(v, s.public.layout.views(s.sent)[n])]  # fmt: skip
     assert changed == ["1.weight", "1.bias", "3.weight"]
@@ -79,8 +79,8 @@ def test_an_honest_model_is_refused_by_name(scene, generator):
     for view in (s.view("active_operator"), s.view("server_operator")):
         with pytest.raises(AttackFailed, match=r"lacks model_modification \(a model of the adversary's own making"):
             Imprint().reconstruct(view, s.observation(view), generator)
+    logistic = scene(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
     with pytest.raises(AttackFailed, match="imprint block is missing"):
-        logistic = scene(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
         Imprint().craft(logistic.public, logistic.sent)
 
 

@@ -1,9 +1,11 @@
 """Records from a first linear layer's gradient: what is exact, how it is known, and what is refused."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from privbench.attacks.leakage.attack import AttackFailed
@@ -12,6 +14,10 @@ from privbench.attacks.leakage.linear import LinearInversion
 from privbench.attacks.leakage.spear import Spear
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.measures import images
+from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.results.report import report
+from privbench.benchmarks.run import run
+from privbench.benchmarks.sweep import compose
 from privbench.benchmarks.tasks.models import MLP, LogisticRegression, make
 from privbench.benchmarks.tasks.sources import MITBIH, UCIHeart
 from privbench.benchmarks.tasks.task import Split
@@ -50,6 +56,20 @@ def test_one_record_is_exact_under_any_activation(scene, model):
     found = invert(s, LinearInversion())
     assert float(psnr(s, found).min()) > 90
     assert same_labels(s, found)
+
+
+def test_patients_from_the_configuration_to_the_report(tmp_path):
+    """Five patients a client: exact, with their labels; and a report, which has no pictures of tables."""
+    settings = ["task=uci_heart", "task/partition=iid", "model=mlp", "federation=fedsgd", "federation.rounds=1"]
+    settings += ["federation.clients=150", "federation.workers=1", "leakage=linear", f"results_dir={tmp_path}"]
+    prepared = compose(settings)
+    assert run(prepared, {}, Progress("test")).status == "complete"
+    rows = [json.loads(line) for line in (prepared.path / "metrics.jsonl").read_text().splitlines()]
+    found = {(r["metric"], r.get("client")): r["value"] for r in rows}
+    for client in range(3):
+        assert found["mse", client] < 1e-6 < found["mse_mean", client]
+        assert found["label_accuracy", client] == 1
+    report(prepared.path, Console(quiet=True))
 
 
 @pytest.mark.parametrize(("hidden", "records"), [(32, 4), (64, 8), (256, 16)])
