@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,9 @@ from privbench.benchmarks.tasks.task import Split
 Row = dict[str, Any]
 
 DISTRACTORS = 64
-"""Other clients' records that the baseline ``other_image`` is drawn from."""
+"""Other clients' records among which a victim's are identified, and that ``other_image`` is drawn from."""
+PEERS = 32
+"""At most so many other clients' records of each label in a victim's batch stand for public data of the class."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Target:
         colluders: clients who hand over their updates.
         round, client: what is attacked.
         truth: the records behind it.
-        distractors: other clients' records, ``(m, *shape)``.
+        distractors: other clients' records.
         generator: the attack's.
     """
 
@@ -48,7 +51,7 @@ class Target:
     round: int
     client: int
     truth: Split
-    distractors: Tensor
+    distractors: Split
     generator: torch.Generator
 
 
@@ -56,7 +59,10 @@ def attack(side: ClientSide, target: Target) -> tuple[list[Row], dict[str, Any]]
     """Runs in a worker: a colluder computes its update anew, which the coordinating process then never holds."""
     t = target
     view = join(side, t) if t.colluders else t.view
-    return t.measure.measure(view, t.round, t.client, t.truth, t.generator, t.distractors)
+    peers = _peers(side, t.client, t.truth.y)
+    rows, arrays = t.measure.measure(view, t.round, t.client, t.truth, t.generator, t.distractors, peers)
+    named = {"features": np.array(side.spec.features)} if arrays and side.spec.features else {}
+    return rows, {**arrays, **named}
 
 
 def join(side: ClientSide, target: Target) -> View:
@@ -136,10 +142,21 @@ def _used(side: ClientSide, client: int, rounds: list[int]) -> Split:
     return side.data.take(share[torch.cat(drawn).unique()])
 
 
-def _others(side: ClientSide, client: int) -> Tensor:
-    """Inputs of other clients' records, ``(m, *shape)``."""
+def _others(side: ClientSide, client: int) -> Split:
+    """Other clients' records."""
+    return side.data.take(_drawn(side, client, "distractors")[:DISTRACTORS])
+
+
+def _peers(side: ClientSide, client: int, labels: Tensor) -> Split:
+    """Other clients' records of each of ``labels``."""
+    others = _drawn(side, client, "peers")
+    found = side.data.y[others]
+    return side.data.take(torch.cat([others[found == c][:PEERS] for c in labels.unique()]))
+
+
+def _drawn(side: ClientSide, client: int, purpose: str) -> Tensor:
+    """Indices of all other clients' records, in a random order."""
     mine = torch.zeros(len(side.data), dtype=torch.bool)
     mine[side.shares[client]] = True
     others = torch.nonzero(~mine).squeeze(1)
-    chosen = torch.randperm(len(others), generator=stream(side.seed, "distractors", client=client))[:DISTRACTORS]
-    return side.data.x[others[chosen]]
+    return others[torch.randperm(len(others), generator=stream(side.seed, purpose, client=client))]

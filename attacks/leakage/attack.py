@@ -35,6 +35,7 @@ class Reconstruction:
         restart: which restart ``x`` comes from: the one with the lowest objective, chosen without the truth.
         objectives: of all restarts; a diverged one has ``inf`` or ``nan``.
         candidates: all restarts, ``(R, B, *shape)``.
+        engine: how it was computed, in words.
     """
 
     x: Tensor
@@ -43,6 +44,7 @@ class Reconstruction:
     restart: int
     objectives: tuple[float, ...]
     candidates: Tensor
+    engine: str = ""
 
 
 class Attack(Protocol):
@@ -99,13 +101,14 @@ def check(view: View, observation: Observation, needs: frozenset[str] = frozense
         raise AttackFailed(f"{view.adversary} lacks {lacking}")
 
 
-def choose(candidates: Tensor, labels: Tensor, objectives: Sequence[float]) -> Reconstruction:
+def choose(candidates: Tensor, labels: Tensor, objectives: Sequence[float], engine: str = "") -> Reconstruction:
     """The restart with the lowest gradient objective, among those that stayed finite.
 
     Args:
         candidates: ``(R, B, *shape)``.
         labels: ``(R, B)`` int64.
         objectives: R values.
+        engine: for the result.
 
     Raises:
         AttackFailed: if every restart diverged.
@@ -116,5 +119,5 @@ def choose(candidates: Tensor, labels: Tensor, objectives: Sequence[float]) -> R
         raise AttackFailed(f"none of {len(values)} restarts ended with finite numbers")
     best = int(torch.where(finite, values, torch.inf).argmin())
     return Reconstruction(
-        candidates[best], labels[best], float(values[best]), best, tuple(float(v) for v in values), candidates
+        candidates[best], labels[best], float(values[best]), best, tuple(float(v) for v in values), candidates, engine
     )

@@ -8,6 +8,8 @@ from torch.func import functional_call
 
 from privbench.benchmarks.federation.view import Public
 
+Tensors = dict[str, Tensor]
+
 
 class _Loss(nn.Module):
     """The task's loss as a module, so that a functional call reaches the parameters inside."""
@@ -49,24 +51,45 @@ class ClientGradient:
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Shape ``(layout.trainable,)``; for plain automatic differentiation."""
-        value = functional_call(self._module, self._tensors(self.parameters), (x, y))
-        parts = torch.autograd.grad(value, list(self.parameters.values()), create_graph=True, materialize_grads=True)
-        return torch.cat([p.reshape(-1) for p in parts])
+        return flat(self.at(self.parameters, x, y))
 
     def functional(self, x: Tensor, y: Tensor) -> Tensor:
         """The same inside ``torch.func`` transforms."""
+        return flat(self.functional_at({name: p.detach() for name, p in self.parameters.items()}, x, y))
 
-        def loss(parameters: dict[str, Tensor]) -> Tensor:
+    def at(self, parameters: Tensors, x: Tensor, y: Tensor) -> Tensors:
+        """The gradient at other parameters, which need it, by name."""
+        value = functional_call(self._module, self._tensors(parameters), (x, y))
+        parts = torch.autograd.grad(value, list(parameters.values()), create_graph=True, materialize_grads=True)
+        return dict(zip(parameters, parts, strict=True))
+
+    def functional_at(self, parameters: Tensors, x: Tensor, y: Tensor) -> Tensors:
+        """The same inside ``torch.func`` transforms."""
+
+        def loss(parameters: Tensors) -> Tensor:
             return functional_call(self._module, self._tensors(parameters), (x, y))
 
-        parts = torch.func.grad(loss)({name: p.detach() for name, p in self.parameters.items()})
-        return torch.cat([p.reshape(-1) for p in parts.values()])
+        return torch.func.grad(loss)(parameters)
 
-    @torch.no_grad()
-    def logits(self, x: Tensor) -> Tensor:
+    @property
+    def model(self) -> nn.Module:
+        """The module that is run, for hooks; its own weights mean nothing."""
+        return self._module.model
+
+    def outputs(self, x: Tensor) -> Tensor:
         """The model's output for a batch."""
         tensors = {**self.parameters, **self.buffers}
         return functional_call(self._module.model, tensors, (x,))
+
+    @torch.no_grad()
+    def logits(self, x: Tensor) -> Tensor:
+        """The model's output for a batch, without a graph."""
+        return self.outputs(x)
+
+
+def flat(tensors: Tensors) -> Tensor:
+    """All entries as one vector."""
+    return torch.cat([t.reshape(-1) for t in tensors.values()])
 
 
 def _stateless(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Distances between gradients, and priors on images."""
+"""Distances between gradients."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,13 +37,17 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class TotalVariation:
-    """Mean absolute difference of neighbours, summed over the spatial dimensions; standardised space.
+class Weighted:
+    """``base`` between gradients whose coordinates are multiplied by ``weights`` first.
 
-    No padding: a constant input has 0. Inputs ``(B, C, H, W)`` have two spatial dimensions, signals ``(B, C, T)`` one,
-    tables ``(B, F)`` none, for which the value is 0.
+    Args:
+        base: the distance.
+        weights: ``(d,)``: 0 and 1 for a mask (what a client pruned says nothing), one number a layer for layer-wise
+            weights.
     """
 
-    def __call__(self, x: Tensor) -> Tensor:
-        spatial = [d for d in range(2, x.ndim) if x.shape[d] > 1]
-        return sum((x.diff(dim=d).abs().mean() for d in spatial), x.new_zeros(()))
+    base: Objective
+    weights: Tensor
+
+    def __call__(self, gradient: Tensor, target: Tensor) -> Tensor:
+        return self.base(gradient * self.weights, target * self.weights)

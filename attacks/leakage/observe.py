@@ -26,6 +26,8 @@ class Observation:
         steps: local steps that the gradient is averaged over.
         labels: ``(records,)`` int64, declared side information that no view holds; ``None`` otherwise.
         known: what is published of the clipping and noise on it.
+        buffers: change of the model's float buffers that the client sent, ``(layout.size - layout.trainable,)``;
+            ``None`` where its own isn't readable.
         counted: whether ``records`` is a claim that the view holds, or declared; a release without enrolled counts
             shows none, and ``records`` is 1 until the measure declares the batch size as side information.
     """
@@ -38,6 +40,7 @@ class Observation:
     steps: int
     labels: Tensor | None = None
     known: Known = field(default_factory=Known)
+    buffers: Tensor | None = None
     counted: bool = True
 
 
@@ -62,7 +65,8 @@ def observe(view: View, round: int, client: int) -> Observation | None:
         steps = public.local_steps(own.records)
         known = public.known("update", client)
         gradient = per_step(own.vector[: public.layout.trainable], own.kind, public, steps)
-        return Observation(gradient, model, own.records, "update", steps == 1, steps, known=known)
+        buffers = own.vector[public.layout.trainable :]
+        return Observation(gradient, model, own.records, "update", steps == 1, steps, known=known, buffers=buffers)
     if seen.participants is not None and client not in seen.participants:
         return None
     others = hidden(seen)

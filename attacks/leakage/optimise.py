@@ -1,178 +1,103 @@
 """The engine of optimisation-based attacks: records whose gradient is the observed one."""
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
 
+from privbench.attacks.leakage.adam import Adam
 from privbench.attacks.leakage.attack import AttackFailed, Reconstruction, choose
-from privbench.attacks.leakage.gradient import ClientGradient
-from privbench.attacks.leakage.objectives import Objective, TotalVariation
+from privbench.attacks.leakage.descent import SIDE_BY_SIDE, Compile, descent
+from privbench.attacks.leakage.lbfgs import LBFGS
+from privbench.attacks.leakage.problem import Problem
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Public
 
+Init = Literal["normal", "uniform", "zeros"]
+
 
 @dataclass(frozen=True)
-class Problem:
-    """Find x (and labels) with ``objective(gradient(x, y), target) + weight * TV(x)`` least.
+class Effort:
+    """How hard an attack tries.
 
     Args:
-        gradient: of the candidate records, at the observed model.
-        target: the observed gradient, ``(d,)``.
-        objective: distance of the two.
-        labels: ``(B,)`` int64; ``None``: labels are optimised jointly, as the softmax of logits.
-        weight: of total variation, in standardised space.
-        box: lowest and highest valid standardised values, broadcastable to an input; ``None``: no constraint.
+        restarts: from different random inputs.
+        init: what they are drawn from: standard normal, uniform over valid pixels, or the training mean with a
+            thousandth of noise.
+        compile: as in :func:`~privbench.attacks.leakage.descent.descent`.
     """
 
-    gradient: ClientGradient
-    target: Tensor
-    objective: Objective
-    labels: Tensor | None
-    weight: float = 0.0
-    box: tuple[Tensor, Tensor] | None = None
-
-    def _labels(self, logits: Tensor) -> Tensor:
-        return logits.softmax(-1) if self.labels is None else self.labels
-
-    def distance(self, x: Tensor, logits: Tensor, functional: bool = False) -> Tensor:
-        """The objective of one restart, a scalar; ``logits`` is ignored where labels are given."""
-        gradient = self.gradient.functional if functional else self.gradient
-        return self.objective(gradient(x, self._labels(logits)), self.target)
-
-    def cost(self, x: Tensor, logits: Tensor, functional: bool = False) -> Tensor:
-        """Distance and prior."""
-        distance = self.distance(x, logits, functional)
-        return distance + self.weight * TotalVariation()(x) if self.weight else distance
-
-    def clamp(self, x: Tensor) -> Tensor:
-        """``x`` inside the box."""
-        return x if self.box is None else torch.clamp(x, self.box[0], self.box[1])
-
-
-@dataclass(frozen=True)
-class SignedAdam:
-    """Adam on the sign of the gradient, its rate times 0.1 at 3/8, 5/8 and 7/8 (Geiping et al. 2020, appendix).
-
-    All restarts make their steps together, by ``vmap`` where the model allows it.
-    """
-
-    iterations: int
-    learning_rate: float
-
-    def minimise(self, problem: Problem, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """From ``x`` of shape ``(R, B, *shape)`` and ``logits`` of shape ``(R, B, C)`` to where the descent ends."""
-        x, logits = x.clone(), logits.clone()
-        variables = [x, logits] if problem.labels is None else [x]
-        optimiser = torch.optim.Adam(variables, lr=self.learning_rate)
-        slopes = descent(problem, x, logits)
-        milestones = [self.iterations * k // 8 for k in (3, 5, 7)]
-        for i in range(self.iterations):
-            optimiser.param_groups[0]["lr"] = self.learning_rate * 0.1 ** sum(i >= m for m in milestones)
-            for variable, slope in zip(variables, slopes(x, logits), strict=True):
-                variable.grad = slope.sign()
-            optimiser.step()
-            x.copy_(problem.clamp(x))
-        return x, logits
-
-
-@dataclass(frozen=True)
-class LBFGS:
-    """L-BFGS with a strong Wolfe line search, one restart after the other.
-
-    A history of 100: with 20 the reconstructions of a LeNet are 10 dB worse.
-    """
-
-    iterations: int
-    learning_rate: float
-    history: int = 100
-
-    def minimise(self, problem: Problem, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`SignedAdam.minimise`; the box holds for the result only."""
-        ends = [self._one(problem, a, b) for a, b in zip(x, logits, strict=True)]
-        return problem.clamp(torch.stack([a for a, _ in ends])), torch.stack([b for _, b in ends])
-
-    def _one(self, problem: Problem, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        x, logits = x.clone().requires_grad_(), logits.clone().requires_grad_(problem.labels is None)
-        variables = [x, logits] if problem.labels is None else [x]
-        optimiser = torch.optim.LBFGS(
-            variables,
-            lr=self.learning_rate,
-            max_iter=self.iterations,
-            history_size=self.history,
-            tolerance_grad=0.0,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
-        )
-
-        def closure() -> Tensor:
-            value = problem.cost(x, logits)
-            for variable, slope in zip(variables, torch.autograd.grad(value, variables), strict=True):
-                variable.grad = slope
-            return value.detach()
-
-        optimiser.step(closure)
-        return x.detach(), logits.detach()
-
-
-def descent(problem: Problem, x: Tensor, logits: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
-    """``slopes(x, logits)``: the cost's gradients for all restarts.
-
-    With several restarts ``vmap``; a loop for one (``vmap`` costs half the speed there) and where ``vmap`` doesn't
-    work or falls back to a slow path, which it says in a warning.
-    """
-    joint = problem.labels is None
-
-    def loop(x: Tensor, logits: Tensor) -> tuple[Tensor, ...]:
-        rows = []
-        for a, b in zip(x, logits, strict=True):
-            a, b = a.detach().requires_grad_(), b.detach().requires_grad_(joint)
-            rows.append(torch.autograd.grad(problem.cost(a, b), [a, b] if joint else [a]))
-        return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-    if len(x) == 1:
-        return loop
-    batched = vmap(grad(lambda a, b: problem.cost(a, b, functional=True), argnums=(0, 1) if joint else (0,)))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            batched(x, logits)
-    except (RuntimeError, ValueError, NotImplementedError, Warning):
-        return loop
-    return batched
+    restarts: int = 1
+    init: Init = "normal"
+    compile: Compile = "auto"
 
 
 def reconstruct(
     public: Public,
     problem: Problem,
-    optimiser: SignedAdam | LBFGS,
+    optimiser: Adam | LBFGS,
     records: int,
-    restarts: int,
-    generator: torch.Generator,
-) -> Reconstruction:
-    """Run ``restarts`` descents from standard normal inputs and choose by the gradient objective alone.
+    effort: Effort,
+    generators: Sequence[torch.Generator],
+) -> list[Reconstruction | AttackFailed]:
+    """Run every target's restarts, and choose among them by the gradient objective alone.
+
+    Args:
+        generators: one a target, the only source of its randomness.
+
+    Returns:
+        By target what was found, or why nothing was: no restart stayed finite.
 
     Raises:
-        AttackFailed: if no restart stays finite, or the loss doesn't take the soft labels of a joint optimisation.
+        AttackFailed: the loss doesn't take the soft labels of a joint optimisation.
     """
-    device = problem.target.device
-    x = torch.randn(restarts, records, *public.shape, generator=generator).to(device)
-    logits = torch.randn(restarts, records, public.classes, generator=generator).to(device)
-    if problem.labels is None:
+    restarts, device = effort.restarts, problem.targets.device
+    starts = [_start(public, records, effort, g) for g in generators]
+    x = torch.cat([s[0] for s in starts]).to(device)
+    logits = torch.cat([s[1] for s in starts]).to(device)
+    rows = problem.rows(restarts)
+    y = logits if rows.labels is None else rows.labels
+    if rows.labels is None:
         _check_soft_labels(problem, x[0], logits[0])
-    x, logits = optimiser.minimise(problem, x, logits)
-    values = [problem.distance(a, b).detach() for a, b in zip(x, logits, strict=True)]
-    labels = logits.argmax(-1) if problem.labels is None else problem.labels.expand(restarts, records)
-    return choose(x, labels, torch.stack(values).tolist())
+    run = descent(problem, rows, x, y, optimiser.evaluations, effort.compile)
+    x, y = optimiser.minimise(problem, run, x, y, restarts)
+    found = zip(x, y, rows.targets, strict=True)
+    values = torch.stack([problem.distance(a, b, t).detach() for a, b, t in found]).tolist()
+    labels = y.argmax(-1) if problem.labels is None else y
+    results: list[Reconstruction | AttackFailed] = []
+    for k in range(len(generators)):
+        own = slice(k * restarts, (k + 1) * restarts)
+        try:
+            results.append(choose(x[own], labels[own], values[own], run.how))
+        except AttackFailed as failure:
+            results.append(failure)
+    return results
+
+
+def chunks(targets: int, restarts: int) -> list[range]:
+    """Targets that are attacked together, so many that about :data:`SIDE_BY_SIDE` descents run at a time."""
+    size = max(1, SIDE_BY_SIDE // restarts)
+    return [range(k, min(k + size, targets)) for k in range(0, targets, size)]
+
+
+def _start(public: Public, records: int, effort: Effort, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    shape = (effort.restarts, records, *public.shape)
+    x = torch.randn(shape, generator=generator)
+    logits = torch.randn(effort.restarts, records, public.classes, generator=generator)
+    if effort.init == "zeros":
+        x = x / 1000
+    elif effort.init == "uniform" and (box := valid_range(public)) is not None:
+        low, high = (b.cpu() for b in box)
+        x = low + (high - low) * torch.special.ndtr(x)
+    return x, logits
 
 
 def _check_soft_labels(problem: Problem, x: Tensor, logits: Tensor) -> None:
     try:
-        problem.distance(x, logits)
+        problem.distance(x, logits, problem.targets[0])
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         raise AttackFailed(f"this loss doesn't take soft labels, choose labels=inferred ({error})") from error
 

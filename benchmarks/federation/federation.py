@@ -139,6 +139,7 @@ class Federation:
             learning_rate=work.learning_rate,
             local_steps=work.local_steps,
             server=self.settings.server,
+            work=work,
             known=self.plan.known if self.plan else unprotected,
             records=self.facts.records,
             mixture=self._mixture(),

@@ -3,11 +3,14 @@
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from privbench.benchmarks.federation.update import Kind, Layout, Update
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.federation.settings import LocalWork
 
 Adversary = Literal["server_operator", "active_operator", "network", "participant", "model_recipient"]
 ADVERSARIES: tuple[Adversary, ...] = ("server_operator", "active_operator", "network", "participant", "model_recipient")
@@ -21,11 +24,13 @@ class Known:
         clip: the L2 bound; of a record's gradient where ``step_noise_std`` is given, else of a client's vector.
         step_noise_std: standard deviation of noise on each coordinate of every local step's mean gradient.
         noise_std: standard deviation of noise on each coordinate of the vector as observed.
+        pruned: entries that are exactly 0 were pruned by the client, and say nothing.
     """
 
     clip: float | None = None
     step_noise_std: float = 0.0
     noise_std: float = 0.0
+    pruned: bool = False
 
 
 def unprotected(source: str, client: int) -> Known:
@@ -96,6 +101,7 @@ class Public:
         learning_rate: of the local optimiser.
         local_steps: ``local_steps(records)`` is how many local steps a client with that many records takes.
         server: the server optimiser.
+        work: the clients' local work, ``None`` where it isn't published.
         known: ``known(source, client)`` is what the federation publishes of the protection on what an adversary
             observes of a client: its ``update``, the ``aggregate`` or the ``release``.
         records: training records by client, as enrolled; empty where they aren't public.
@@ -113,6 +119,7 @@ class Public:
     learning_rate: float
     local_steps: Callable[[int], int]
     server: Any = None
+    work: "LocalWork | None" = None
     known: Callable[[str, int], Known] = unprotected
     records: tuple[int, ...] = ()
     mixture: Mixture | None = None

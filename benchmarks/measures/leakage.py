@@ -3,34 +3,35 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from math import isfinite
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction, check
+from privbench.attacks.leakage import attack as attacks
+from privbench.attacks.leakage.attack import Attack, AttackFailed
 from privbench.attacks.leakage.capabilities import CAPABILITIES, never
 from privbench.attacks.leakage.disaggregation import disaggregate
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation, observe
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import ADVERSARIES, Public, View, joined, parted
-from privbench.benchmarks.measures import images
+from privbench.benchmarks.measures.comparison import (
+    THRESHOLDS,
+    Arrays,
+    Records,
+    check,
+    compare,
+    is_image,
+    label_accuracy,
+)
+from privbench.benchmarks.measures.guesses import controls
+from privbench.benchmarks.measures.images import CAP_DB
+
+__all__ = ["Leakage", "compare", "gradient_error", "is_image", "label_accuracy"]
 
 OPERATORS = ("server_operator", "active_operator")
 Metric = dict[str, Any]
-Arrays = dict[str, np.ndarray]
-
-
-class Records(Protocol):
-    """The truth: a :class:`~privbench.benchmarks.tasks.task.Split`."""
-
-    @property
-    def x(self) -> Tensor: ...
-
-    @property
-    def y(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Leakage:
         over_rounds: where the client's update isn't visible by itself, disaggregate it from the released models of all
             rounds so far, or of the last so many. It needs an adversary that sees who took part.
         most: at most so many victims are attacked in a round, the first of those that took part; ``None``: all.
+        thresholds: PSNR in dB from which an image counts as reconstructed, ascending; see :data:`.THRESHOLDS`.
     """
 
     attack: Attack
@@ -57,6 +59,7 @@ class Leakage:
     max_batch: int | None = None
     over_rounds: bool | int = False
     most: int | None = None
+    thresholds: tuple[float, ...] = THRESHOLDS
 
     def __post_init__(self) -> None:
         ascending = self.rounds == tuple(sorted(set(self.rounds)))
@@ -86,6 +89,8 @@ class Leakage:
         require(several, "over_rounds", self.over_rounds, "true, false, or at least 2 rounds")
         require(self.images is None or self.images >= 1, "images", self.images, "null, or at least 1")
         require(self.max_batch is None or self.max_batch >= 1, "max_batch", self.max_batch, "null, or at least 1")
+        between = all(0 < t < CAP_DB for t in self.thresholds) and self.thresholds == tuple(sorted({*self.thresholds}))
+        require(between, "thresholds", self.thresholds, f"dB between 0 and {CAP_DB:g}, ascending")
 
     def clients(self, total: int) -> tuple[int, ...]:
         """The victims among ``total`` clients.
@@ -117,7 +122,8 @@ class Leakage:
         client: int,
         truth: Records,
         generator: torch.Generator,
-        distractors: Tensor | None = None,
+        distractors: Records | None = None,
+        peers: Records | None = None,
     ) -> tuple[list[Metric], Arrays]:
         """Attack ``client``'s records of ``round`` and say how much was found.
 
@@ -126,7 +132,9 @@ class Leakage:
             truth: the records behind the client's update, standardised. Only declared side information of it reaches
                 the attack: labels where the attack needs them, the number of records where the view shows none.
             generator: a CPU generator.
-            distractors: other records ``(m, *shape)``, standardised, for the baseline ``other_image``.
+            distractors: other clients' records, standardised, for identification and the guess ``other_image``.
+            peers: other clients' records of the truth's labels, for ``class_mean`` and ``same_label``; ``None``: those
+                among the distractors.
 
         Returns:
             Metrics, one a dictionary: ``metric``, ``round``, ``client``, ``adversary``, ``value``; with an observation
@@ -136,42 +144,51 @@ class Leakage:
 
             For images: ``psnr_db`` (mean over the batch after one-to-one matching), its median, worst and best image,
             ``psnr_exact`` (how many are capped at 100 dB), ``psnr_db_oracle`` (the best restart by the truth: no
-            attacker has it), ``ssim``, ``mse`` (raw), and ``psnr_db_*``, ``ssim_*`` of the trivial baselines, which
-            hold whether or not the attack did. For signals and tables PSNR and SSIM are not defined: ``mse`` only, in
-            units of the standard deviation, and ``mse_mean`` for the guess of the training mean. For all:
-            ``label_accuracy`` compares the two multisets of labels; ``gradient_error`` is the relative distance of
-            the gradient at the true records from the observed one: about 0 for an exact undefended observation,
-            otherwise what noise, clipping, local steps and other clients make of it, or a fault in the set-up;
-            ``gradient_objective`` is the attack's own final value, and ``attack_seconds`` its time.
+            attacker has it), ``success_rate_20db`` and so on (share of the batch at a threshold or above), ``ssim``,
+            ``lpips`` (only where :func:`.perceptual.lpips` has its weights), ``mse`` (raw). For signals and tables
+            PSNR, SSIM and LPIPS are not defined: ``mse`` only, in units of the squared standard deviation, with
+            ``mse_median``, ``mse_worst``, ``mse_best``, ``mse_oracle``.
 
-            Arrays: ``originals`` and ``reconstructions`` (raw in [0, 1] for images), ``psnr_db`` of each, ``labels``
-            and ``labels_found``; empty without a reconstruction.
+            For all: ``identification_rank``, ``identified`` and their levels at chance
+            (:func:`.comparison.identification`); ``psnr_db_same_label``, ``ssim_same_label``, ``mse_same_label``, the
+            reconstructions against other clients' records of the same label, which is the score that is owed to the
+            class; ``psnr_db_*``, ``ssim_*`` or ``mse_*`` of the trivial guesses (:func:`.guesses.guesses`), which hold
+            whether or not the attack did; ``label_accuracy`` compares the two multisets of labels, and
+            ``label_accuracy_majority`` is that of guessing the commonest class; ``gradient_error`` is the relative
+            distance of the gradient at the true records from the observed one: about 0 for an exact undefended
+            observation, otherwise what noise, clipping, local steps and other clients make of it, or a fault in the
+            set-up; ``gradient_objective`` is the attack's own final value, and ``attack_seconds`` its time. Each row
+            has ``records``, the number of true ones.
+
+            Arrays: ``originals`` and ``reconstructions`` (raw in [0, 1] for images), ``mse`` and ``psnr_db`` (images)
+            of each, ``labels``, ``labels_found``, and the guesses ``guess_*``; empty without a reconstruction.
         """
-        context: Metric = {"round": round, "client": client, "adversary": view.adversary}
+        context: Metric = {"round": round, "client": client, "adversary": view.adversary, "records": len(truth.y)}
         observation, reason = self._observe(view, round, client)
         count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
-        controls = _controls(view.public, truth, distractors, count)
+        guessed, pictures = controls(view.public, truth, distractors, peers, count)
         if observation is None:
-            return _missing(view.public, context, "not_applicable", reason) + _rows(context, controls), {}
+            return _missing(view.public, context, "not_applicable", reason) + _rows(context, guessed), {}
         observation, context = self._declare(observation, truth, context)
         if self.max_batch is not None and observation.records > self.max_batch:
             reason = f"{observation.records} records, more than max_batch={self.max_batch}"
-            return _missing(view.public, context, "skipped", reason) + _rows(context, controls), {}
+            return _missing(view.public, context, "skipped", reason) + _rows(context, guessed), {}
         started = time.perf_counter()
         try:
-            check(view, observation, self.attack.needs)
+            attacks.check(view, observation, self.attack.needs)
             found = self.attack.reconstruct(view, observation, generator)
+            check(view.public, found)
         except AttackFailed as failure:
-            return _missing(view.public, context, "failed", failure.reason) + _rows(context, controls), {}
+            return _missing(view.public, context, "failed", failure.reason) + _rows(context, guessed), {}
         seconds = time.perf_counter() - started
-        values, arrays = compare(view.public, found, truth)
+        values, arrays = compare(view.public, found, truth, distractors, peers, self.thresholds)
         values |= {
             "gradient_error": gradient_error(view.public, observation, truth),
             "gradient_objective": found.objective,
             "attack_seconds": seconds,
         }
-        kept = {name: array[: self.images] for name, array in arrays.items()}
-        return _rows(context, {**values, **controls}), kept
+        kept = {name: array[: self.images] for name, array in {**arrays, **pictures}.items()}
+        return _rows(context, {**values, **guessed}), kept
 
     def _observe(self, view: View, round: int, client: int) -> tuple[Observation | None, str]:
         """What there is to attack, or why there is nothing."""
@@ -202,65 +219,10 @@ class Leakage:
         return observation, {**context, **declared}
 
 
-def is_image(public: Public) -> bool:
-    """Whether inputs are images ``(C, H, W)``, whose raw range is [0, 1]."""
-    return len(public.shape) == 3
-
-
-def compare(public: Public, found: Reconstruction, truth: Records) -> tuple[dict[str, float], Arrays]:
-    """Values of a reconstruction against the truth, and the arrays behind them; see :meth:`Leakage.measure`.
-
-    True records that no reconstruction was left for are compared with grey (images) or the training mean (others).
-    """
-    labels = {"label_accuracy": label_accuracy(found.y, truth.y)}
-    i, j = images.match(found.x, truth.x)
-    guessed = torch.full_like(truth.y, -1)
-    guessed[j] = found.y[i].to(guessed)
-    arrays = {"labels": truth.y.numpy(), "labels_found": guessed.numpy()}
-    if not is_image(public):
-        x = images.aligned(found.x, truth.x, 0.0)
-        arrays |= {"originals": truth.x.numpy(), "reconstructions": x.numpy()}
-        return {"mse": float(images.mse(x, truth.x).mean()), **labels}, arrays
-    original = images.to_raw(truth.x, public.mean, public.std)
-    x = images.aligned(images.to_raw(found.x, public.mean, public.std), original, 0.5)
-    psnr = images.psnr(x, original)
-    restarts = [images.aligned(images.to_raw(c, public.mean, public.std), original, 0.5) for c in found.candidates]
-    values = {
-        "psnr_db": float(psnr.mean()),
-        "psnr_db_median": float(psnr.median()),
-        "psnr_db_worst": float(psnr.min()),
-        "psnr_db_best": float(psnr.max()),
-        "psnr_db_oracle": max(float(images.psnr(r, original).mean()) for r in restarts),
-        "psnr_exact": int((psnr >= images.CAP_DB).sum()),
-        "ssim": float(images.ssim(x, original).mean()),
-        "mse": float(images.mse(x, original).mean()),
-    }
-    arrays |= {"originals": original.numpy(), "reconstructions": x.numpy(), "psnr_db": psnr.numpy()}
-    return {**values, **labels}, arrays
-
-
-def label_accuracy(found: Tensor, truth: Tensor) -> float:
-    """Share of the true labels ``(n,)`` that are among those found ``(m,)``, each used once."""
-    return sum(min(int((found == c).sum()), int((truth == c).sum())) for c in truth.unique()) / len(truth)
-
-
 def gradient_error(public: Public, observation: Observation, truth: Records) -> float:
     """``|g(truth) - observed| / |observed|``, 0 at best."""
     expected = ClientGradient(public, observation.model)(truth.x, truth.y).detach()
     return float((expected - observation.gradient).norm() / observation.gradient.norm())
-
-
-def _controls(public: Public, truth: Records, distractors: Tensor | None, count: int) -> dict[str, float]:
-    """The guesses' values. Where ``count`` reconstructions are matched to the truth, so are that many other images."""
-    if not is_image(public):
-        return {"mse_mean": float(images.mse(torch.zeros_like(truth.x), truth.x).mean())}
-    original = images.to_raw(truth.x, public.mean, public.std)
-    others = None if distractors is None else images.to_raw(distractors[:count], public.mean, public.std)
-    values: dict[str, float] = {}
-    for name, x in images.baselines(original, others).items():
-        values[f"psnr_db_{name}"] = float(images.psnr(x, original).mean())
-        values[f"ssim_{name}"] = float(images.ssim(x, original).mean())
-    return values
 
 
 def _missing(public: Public, context: Metric, status: str, reason: str) -> list[Metric]:
@@ -269,4 +231,9 @@ def _missing(public: Public, context: Metric, status: str, reason: str) -> list[
 
 
 def _rows(context: Metric, values: Mapping[str, float]) -> list[Metric]:
-    return [{"metric": name, **context, "value": value} for name, value in values.items()]
+    return [{"metric": name, **context, **_value(value)} for name, value in values.items()]
+
+
+def _value(value: float) -> Metric:
+    """A value that isn't a number is none, and JSON has no NaN."""
+    return {"value": value} if isfinite(value) else {"value": None, "status": "failed", "reason": f"it is {value}"}

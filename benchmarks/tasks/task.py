@@ -41,6 +41,7 @@ class Spec:
         mean, std: standardisation, broadcastable to ``shape``: ``raw = x * std + mean``; raw pixels are in [0, 1].
         domain: what an input is.
         group: what ``Split.group`` numbers, in the singular (``"hospital"``), or ``None``.
+        features: names of a table's features, ``shape[0]`` of them, or none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Spec:
     std: Tensor
     domain: Domain
     group: str | None = None
+    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

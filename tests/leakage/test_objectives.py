@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from privbench.attacks.leakage.objectives import Cosine, SquaredDistance, TotalVariation
+from privbench.attacks.leakage.objectives import Cosine, SquaredDistance
+from privbench.attacks.leakage.priors import TotalVariation
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 5, 7), (2, 4, 9), (2, 6)])

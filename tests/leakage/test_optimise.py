@@ -1,13 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from privbench.attacks.leakage.attack import AttackFailed
+from privbench.attacks.leakage.descent import descent
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.inverting_gradients import InvertingGradients
 from privbench.attacks.leakage.objectives import Cosine
-from privbench.attacks.leakage.optimise import Problem, descent
+from privbench.attacks.leakage.priors import TotalVariation
+from privbench.attacks.leakage.problem import Problem
+from privbench.benchmarks.tasks.task import Split
 
 
 def batchnorm_net(dropout: float = 0.5) -> nn.Module:
@@ -17,21 +22,63 @@ def batchnorm_net(dropout: float = 0.5) -> nn.Module:
     )
 
 
+def relu() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 5, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(784, 10))
+
+
 def problem(s, labels=True) -> Problem:
     seen = s.observation()
-    return Problem(ClientGradient(s.public, seen.model), seen.gradient, Cosine(), s.truth.y if labels else None, 0.01)
+    prior = ((TotalVariation(), torch.tensor([0.01])),)
+    y = s.truth.y[None] if labels else None
+    return Problem(ClientGradient(s.public, seen.model), seen.gradient[None], Cosine(), y, prior)
+
+
+def start(s, restarts):
+    records = len(s.truth)
+    return torch.randn(restarts, records, 1, 28, 28), torch.randn(restarts, records, 10)
 
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_batched_restarts_equal_the_loop(scene, labels):
     s = scene(nn.Sequential(nn.Conv2d(1, 4, 5), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(576, 10)), 2)
     p = problem(s, labels)
-    x, logits = torch.randn(3, 2, 1, 28, 28), torch.randn(3, 2, 10)
-    batched = descent(p, x, logits)
-    assert batched.__name__ != "loop"
-    rows = [descent(p, x[k : k + 1], logits[k : k + 1])(x[k : k + 1], logits[k : k + 1]) for k in range(3)]
-    for together, apart in zip(batched(x, logits), zip(*rows, strict=True), strict=True):
+    x, logits = start(s, 3)
+    rows = p.rows(3)
+    y = logits if rows.labels is None else rows.labels
+    batched = descent(p, rows, x, y, 1, "never")
+    assert "by vmap" in batched.how
+    alone = [descent(p, p.rows(1), x[[k]], y[[k]], 1, "never") for k in range(3)]
+    assert "in a loop" in alone[0].how
+    each = [d.evaluate(x[[k]], y[[k]], torch.zeros_like(x[[k]])) for k, d in enumerate(alone)]
+    for together, apart in zip(batched.evaluate(x, y, torch.zeros_like(x)), zip(*each, strict=True), strict=True):
+        if together is None:
+            assert labels
+            continue
         torch.testing.assert_close(together, torch.cat(apart), rtol=1e-3, atol=1e-6)
+
+
+def test_several_targets_side_by_side_are_each_its_own(scene, digits):
+    """Different records behind one model: each target's result is what it is alone, up to rounding."""
+    scenes = [scene(relu(), Split(digits.x[[k]], digits.y[[k]])) for k in range(3)]
+    attack = InvertingGradients(iterations=30, compile="never")
+    view, seen = scenes[0].view(), [s.observation() for s in scenes]
+    many = attack.reconstruct_many(view, seen, [torch.Generator().manual_seed(k) for k in range(3)])
+    for k, found in enumerate(many):
+        alone = attack.reconstruct(view, seen[k], torch.Generator().manual_seed(k))
+        assert not isinstance(found, AttackFailed)
+        assert found.y.tolist() == [int(digits.y[k])] == alone.y.tolist()
+        assert found.objective == pytest.approx(alone.objective, rel=0.05)
+        assert "3 side by side" in found.engine
+
+
+def test_one_unusable_target_leaves_the_others(scene):
+    s = scene()
+    seen = s.observation()
+    dead = replace(seen, gradient=torch.zeros_like(seen.gradient))
+    attack = InvertingGradients(iterations=2)
+    found = attack.reconstruct_many(s.view(), [seen, dead, seen], [torch.Generator().manual_seed(k) for k in range(3)])
+    assert [isinstance(f, AttackFailed) for f in found] == [False, True, False]
 
 
 def test_a_model_that_vmap_refuses_falls_back_to_the_loop(scene, generator):
@@ -40,8 +87,10 @@ def test_a_model_that_vmap_refuses_falls_back_to_the_loop(scene, generator):
             return super().forward(x if float(x.detach().sum()) > 0 else 2 * x)
 
     s = scene(nn.Sequential(nn.Flatten(), Branching(784, 10)))
-    x = torch.randn(2, 1, 1, 28, 28)
-    assert descent(problem(s), x, torch.zeros(2, 1, 10)).__name__ == "loop"
+    p, (x, _) = problem(s), start(s, 2)
+    rows = p.rows(2)
+    assert rows.labels is not None
+    assert "vmap refuses" in descent(p, rows, x, rows.labels, 1, "never").how
     found = InvertingGradients(iterations=3, restarts=2).reconstruct(s.view(), s.observation(), generator)
     assert found.candidates.shape == (2, 1, 1, 28, 28)
 
@@ -69,8 +118,10 @@ def test_batchnorm_in_evaluation_mode_uses_the_statistics_sent(scene):
 
 def test_batchnorm_restarts_run_together(scene, generator):
     s = scene(batchnorm_net(), 4)
-    p = problem(s)
-    assert descent(p, torch.randn(2, 4, 1, 28, 28), torch.zeros(2, 4, 10)).__name__ != "loop"
+    p, (x, _) = problem(s), start(s, 2)
+    rows = p.rows(2)
+    assert rows.labels is not None
+    assert "by vmap" in descent(p, rows, x, rows.labels, 1, "never").how
 
 
 def test_restarts_are_chosen_by_the_objective(scene, generator):

@@ -39,18 +39,19 @@ def standardise(
     test: Raw,
     scale: float = 1.0,
     group: str | None = None,
+    features: tuple[str, ...] = (),
 ) -> Data:
     """Subtract the mean and divide by the standard deviation of the training records.
 
     Images and signals have one mean and one deviation a channel, tables one a feature; a constant is divided by 1.
 
     Args:
-        name, domain, classes, group: as in :class:`Spec`.
+        name, domain, classes, group, features: as in :class:`Spec`.
         train, test: raw records.
         scale: divides ``x`` first, so that raw pixels are in [0, 1].
     """
     mean, std = _statistics(train.x, scale)
-    spec = Spec(name, train.x.shape[1:], classes, mean, std, domain, group)
+    spec = Spec(name, train.x.shape[1:], classes, mean, std, domain, group, features)
     return Data(_split(train, spec, scale), _split(test, spec, scale), spec)
 
 

@@ -36,6 +36,7 @@ COLUMNS = (
 )
 CODES = {"cp": (1, 2, 3, 4), "restecg": (0, 1, 2), "slope": (1, 2, 3), "thal": (3, 6, 7)}
 """Categorical columns and their codes, which become one feature each."""
+FEATURES = tuple(f for c in COLUMNS for f in ([f"{c}={code}" for code in CODES[c]] if c in CODES else [c]))
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class UCIHeart:
         x = _features(_impute(table[:, :-1], ~test))
         raw = Raw(x, disease, hospital)
         classes = ("no disease", "disease")
-        return standardise("uci_heart", "table", classes, raw.take(~test), raw.take(test), group="hospital")
+        return standardise(
+            "uci_heart", "table", classes, raw.take(~test), raw.take(test), group="hospital", features=FEATURES
+        )
 
 
 def _name(hospital: str) -> str:
