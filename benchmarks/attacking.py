@@ -17,6 +17,7 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.view import RoundView, View, collude
 from privbench.benchmarks.measures.leakage import Case, Leakage, is_image
+from privbench.benchmarks.measures.model_change import changes
 from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.tasks.task import Split
 
@@ -96,6 +97,9 @@ def attacks(
     """Attack every victim with every adversary's view; the engine's workers share the attacks."""
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
     targets: list[Target] = []
+    seen = finished.views["participant"].rounds[-1]
+    for client in sorted(federation.watched):
+        yield from changes(federation.layout, seen, client)
     for adversary, base, several in leakage.coalitions:
         view = finished.views[base]
         chosen = 0
@@ -106,6 +110,8 @@ def attacks(
                 who = {"round": number, "client": client, "adversary": adversary}
                 when = "" if len(leakage.window(number)) == 1 else "the rounds up to "
                 reason = f"client {client} used no record in {when}round {number}"
+                if client in seen.received:
+                    reason = f"client {client} refused the model that was made for it in round {number}"
                 name = "psnr_db" if is_image(view.public) else "mse"
                 yield {"metric": name, **who, "value": None, "status": "not_applicable", "reason": reason}
                 continue

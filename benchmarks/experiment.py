@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from privbench.attacks.leakage.active import Targeted
+from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.poisoning import Poisoner
 from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, conform, require, resolve, settings
 from privbench.benchmarks.federation.federation import Federation, number_of_clients
@@ -154,6 +156,8 @@ def prepare(config: dict[str, Any]) -> Prepared:
         architecture=experiment.model,
     )
     _check_attacks(experiment, federation)
+    if leakage and "model_modification" in leakage.attack.needs:
+        _craft(leakage, federation)
     chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
     kept = {k: chosen[k] for k in GROUPS if chosen.get(k)}
     name = f"{sha256(canonical(kept).encode()).hexdigest()[:12]}-s{experiment.seed}"
@@ -194,6 +198,29 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
         _check_coalitions(experiment, leakage, federation)
     if experiment.poisoning:
         require(experiment.task.trigger is not None, "task.trigger", None, "a trigger, which this poisoner needs")
+
+
+def _craft(leakage: Leakage, federation: Federation) -> None:
+    """Have the operator send its victims the attack's model, in the rounds that are attacked.
+
+    Raises:
+        ConfigError: where no such model can be sent, or this model can't be made into one.
+    """
+    attack: Any = leakage.attack
+    channel, name = federation.defense.channel, type(attack).__name__
+    require(
+        hasattr(attack, "craft"), "leakage.attack", name, "an attack with craft(), since it needs model_modification"
+    )
+    sealed = getattr(channel, "downlink", "plain") == "sealed"
+    hint = f"downlink=plain: the operator of a sealed downlink can't have model_modification, which {name} needs"
+    require(not sealed, "defense.channel.downlink", "sealed", hint)
+    federation.distribution = Targeted(attack, federation.public, federation.watched)
+    federation.crafting = frozenset(leakage.rounds)
+    try:
+        attack.craft(federation.public, federation.layout.read(federation.model))
+    except AttackFailed as failure:
+        model = type(federation.model).__name__
+        raise ConfigError("model", model, f"a model that {name} can craft: {failure.reason}") from None
 
 
 def _check_coalitions(experiment: Experiment, leakage: Leakage, federation: Federation) -> None:

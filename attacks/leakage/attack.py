@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from privbench.attacks.leakage.capabilities import missing
 from privbench.attacks.leakage.observe import Observation
 from privbench.benchmarks.federation.view import View
 
@@ -51,9 +52,9 @@ class Attack(Protocol):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Side information that the attack needs beside the view, to be declared in the record.
+        """What the attack needs, by name, of :data:`~privbench.attacks.leakage.capabilities.CAPABILITIES`.
 
-        ``"batch_size"``: the number of records, where the view doesn't show it. ``"labels"``: their labels.
+        ``"batch_size"`` (where the view doesn't show it) and ``"labels"`` are side information, declared in the record.
         """
         ...
 
@@ -87,11 +88,15 @@ class Several(Protocol):
         ...
 
 
-def check(view: View, observation: Observation) -> None:
-    """Refuse what no attack can use.
+def check(view: View, observation: Observation, needs: frozenset[str] = frozenset()) -> None:
+    """Refuse what no attack can use, and what lacks a capability that this one needs.
+
+    Args:
+        needs: the attack's.
 
     Raises:
-        AttackFailed: for a gradient or model of the wrong size, with NaN or infinity, or a gradient that is all zero.
+        AttackFailed: for a gradient or model of the wrong size, with NaN or infinity, or a gradient that is all zero;
+            and with the name of a capability that is missing.
     """
     layout = view.public.layout
     gradient, model = observation.gradient, observation.model
@@ -107,6 +112,9 @@ def check(view: View, observation: Observation) -> None:
         raise AttackFailed("the gradient is zero")
     if observation.records < 1:
         raise AttackFailed(f"the observation stands for {observation.records} records")
+    lacking = missing(needs, view, observation)
+    if lacking:
+        raise AttackFailed(f"{view.adversary} lacks {lacking}")
 
 
 def choose(candidates: Tensor, labels: Tensor, objectives: Sequence[float], engine: str = "") -> Reconstruction:

@@ -28,8 +28,8 @@ class Observation:
         known: what is published of the clipping and noise on it.
         buffers: change of the model's float buffers that the client sent, ``(layout.size - layout.trainable,)``;
             ``None`` where its own isn't readable.
-        counted: whether ``records`` is a claim that the view holds; a release without enrolled counts shows none, and
-            ``records`` is 1 until the measure declares the batch size as side information.
+        counted: whether ``records`` is a claim that the view holds, or declared; a release without enrolled counts
+            shows none, and ``records`` is 1 until the measure declares the batch size as side information.
     """
 
     gradient: Tensor
@@ -58,8 +58,8 @@ def observe(view: View, round: int, client: int) -> Observation | None:
     if seen is None or seen.sent is None:
         return None
     public = view.public
-    # Where an operator made a model for this client, the gradient was taken there.
-    model = seen.received.get(client, seen.sent)
+    # Where an operator made a model for this client, the gradient was taken there; participants know their own alone.
+    model = seen.sent if seen.participants is None else seen.received.get(client, seen.sent)
     own = seen.updates.get(client)
     if own is not None:
         steps = public.local_steps(own.records)

@@ -41,6 +41,7 @@ class Federation:
         keep: rounds whose views later rounds still hold; others are dropped after their round.
         device: where clients train.
         distribution: how the model reaches clients.
+        crafting: rounds in which ``distribution`` is asked; in others everybody gets the global model. ``None``: all.
         architecture: the model's configuration, which attested clients build it from; ``None`` where there is none.
 
     Raises:
@@ -58,6 +59,7 @@ class Federation:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     distribution: Distribution = field(default_factory=Honest)
     architecture: Architecture | None = None
+    crafting: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings

@@ -111,7 +111,7 @@ class Loop:
             learning_rate=f.settings.local.learning_rate,
             plan=f.plan,
             watched=f.watched,
-            crafted=self._crafted(state.model, here),
+            crafted=self._crafted(state.model, here, number),
         )
         return context, here
 
@@ -147,8 +147,10 @@ class Loop:
             yield message
         yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked), patience)
 
-    def _crafted(self, model: Tensor, clients: tuple[int, ...]) -> dict[int, Tensor]:
+    def _crafted(self, model: Tensor, clients: tuple[int, ...], round: int) -> dict[int, Tensor]:
         """Models made for single clients; who isn't in it gets the round's like everybody."""
+        if self.federation.crafting is not None and round not in self.federation.crafting:
+            return {}
         made = ((c, self.federation.distribution.craft(model, c)) for c in clients)
         return {c: sent for c, sent in made if sent is not model}
 

@@ -163,13 +163,15 @@ def by_adversary(full: RoundView, models: bool = True) -> dict[str, RoundView]:
     operator = full if models else replace(full, sent=full.sent if full.round == 1 else None, released=None)
     # Whoever stores or trains the model sees it before and after; a participant as well as a recipient.
     outside = RoundView(full.round, sent=full.sent, released=full.released)
+    # A participant also sees the model that was made for it, if one was; the view holds those of all of them.
+    inside = replace(outside, received=full.received)
     took_part, sizes, seconds = operator.participants, operator.sizes, operator.seconds
     network = RoundView(operator.round, participants=took_part, sizes=sizes, seconds=seconds)
     return {
         "server_operator": operator,
         "active_operator": operator,
         "network": network,
-        "participant": outside,
+        "participant": inside,
         "model_recipient": outside,
     }
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction, Several
+from privbench.attacks.leakage.attack import check as usable
+from privbench.attacks.leakage.capabilities import CAPABILITIES, never
 from privbench.attacks.leakage.disaggregation import disaggregate
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation, observe
@@ -105,6 +107,8 @@ class Leakage:
         else:
             sound = len(set(self.victims)) == len(self.victims) > 0 and min(self.victims) >= 0
             require(sound, "victims", self.victims, "different clients, counted from 0")
+        unknown = sorted(self.attack.needs - CAPABILITIES.keys())
+        require(not unknown, "attack", unknown, f"an attack that needs no more than {', '.join(CAPABILITIES)}")
         require(bool(self.adversaries), "adversaries", self.adversaries, f"one or more of {', '.join(ADVERSARIES)}")
         for adversary in self.adversaries:
             known = parted(adversary)
@@ -112,6 +116,10 @@ class Leakage:
             # Whoever doesn't see who took part doesn't know what to subtract a colluder's update from.
             sound = known is None or not known[1] or known[0] in OPERATORS
             require(sound, "adversaries", adversary, f"clients that collude with {' or '.join(OPERATORS)} alone")
+            lacking = never(self.attack.needs, adversary)
+            why = "" if lacking is None else f"{lacking} ({CAPABILITIES[lacking]})"
+            attack = type(self.attack).__name__
+            require(lacking is None, "adversaries", adversary, f"an adversary that can have what {attack} needs: {why}")
         require(self.most is None or self.most >= 1, "most", self.most, "null, or at least 1")
         several = isinstance(self.over_rounds, bool) or self.over_rounds >= 2
         require(several, "over_rounds", self.over_rounds, "true, false, or at least 2 rounds")
@@ -214,6 +222,10 @@ class Leakage:
         if self.max_batch is not None and work.observation.records > self.max_batch:
             reason = f"{work.observation.records} records, more than max_batch={self.max_batch}"
             return self._without(work, "skipped", reason)
+        try:
+            usable(case.view, work.observation, self.attack.needs)
+        except AttackFailed as failure:
+            return self._without(work, "failed", failure.reason)
         return work
 
     def _without(self, work: _Work, status: str, reason: str) -> _Work:
@@ -255,7 +267,7 @@ class Leakage:
         needs = self.attack.needs
         batch = "known" if not observation.counted and "batch_size" in needs else "claimed"
         if batch == "known":
-            observation = replace(observation, records=len(truth.y))
+            observation = replace(observation, records=len(truth.y), counted=True)
         if "labels" in needs:
             # Of a mixture of clients the victim's labels alone are told, so that its records alone are sought.
             count = len(truth.y) if observation.source == "release" else observation.records

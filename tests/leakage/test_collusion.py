@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from privbench.attacks.leakage.dlg import DLG
 from privbench.attacks.leakage.observe import observe
 from privbench.attacks.poisoning import Backdoor
 from privbench.benchmarks import attacking
@@ -37,7 +38,7 @@ def target(done, victim: int, number: int, round: int = 1) -> attacking.Target:
     view = released_alone(done.rounds[round - 1].views["server_operator"], done.federation)
     joining = attacking.colluders(number, victim, done.federation.clients)
     nothing = torch.zeros(0)
-    measure = Leakage(None, over_rounds=round > 1)  # pyright: ignore[reportArgumentType]
+    measure = Leakage(DLG(), over_rounds=round > 1)
     return attacking.Target(measure, view, "", joining, round, victim, None, nothing, torch.Generator())  # pyright: ignore[reportArgumentType]
 
 
@@ -157,7 +158,7 @@ def test_colluders_are_the_last_clients_beside_the_victim():
 
 @pytest.mark.parametrize("name", ["server_operator+2", "server_operator + 2 clients", "server_operator +2"])
 def test_a_coalition_has_one_name(name):
-    measure = Leakage(None, adversaries=(name, "network"))  # pyright: ignore[reportArgumentType]
+    measure = Leakage(DLG(), adversaries=(name, "network"))
     assert measure.coalitions == (
         ("server_operator + 2 clients", "server_operator", 2), ("network", "network", 0),
     )  # fmt: skip
@@ -168,7 +169,7 @@ def test_a_coalition_has_one_name(name):
 @pytest.mark.parametrize("name", ["model_recipient+2", "server_operator+0", "server_operator+x", "nobody+1"])
 def test_a_coalition_that_cannot_be_is_refused(name):
     with pytest.raises(ConfigError, match="adversaries"):
-        Leakage(None, adversaries=(name,))  # pyright: ignore[reportArgumentType]
+        Leakage(DLG(), adversaries=(name,))
     assert parted(name) in (None, ("model_recipient", 2))
 
 

@@ -3,6 +3,7 @@
 from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
 from privbench.benchmarks.tasks.models.convnet import ConvNet
 from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
+from privbench.benchmarks.tasks.models.imprint import ImprintBlock
 from privbench.benchmarks.tasks.models.lenet import LeNet
 from privbench.benchmarks.tasks.models.resnet import ResNet18
 from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
@@ -13,6 +14,7 @@ __all__ = [
     "Architecture",
     "ConvNet",
     "Custom",
+    "ImprintBlock",
     "LeNet",
     "LogisticRegression",
     "ResNet18",
