@@ -5,73 +5,21 @@ and one unit of epsilon. Clients a round have a figure of their own, in :mod:`.c
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from privbench.benchmarks.build import canonical
-from privbench.benchmarks.results.arms import LOWER, Arm, Estimate, flatten, group
+from privbench.benchmarks.results.arms import LOWER, Arm, flatten, group
+from privbench.benchmarks.results.curves import MEASURES, Curves, Panel, Point, draw
 from privbench.benchmarks.results.load import Results
-from privbench.benchmarks.results.style import (
-    COLOURS,
-    COLUMN,
-    MARKERS,
-    PAGE,
-    comparable,
-    legend_shape,
-    new,
-    seeds,
-    style,
-    words,
-    wrap,
-)
+from privbench.benchmarks.results.style import comparable, words
 
-GUESS = "best trivial guess"
-MEASURES = {"psnr_db": "PSNR of reconstructions (dB)", "mse": "MSE of reconstructions (lower leaks more)"}
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier")
 """The settings of a defense that epsilon follows from."""
-Point = tuple[float, Arm, Estimate]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """What one adversary found.
-
-    Args:
-        title: names the adversary, and the unit of epsilon.
-        lines: by defense ``(x, arm, leakage)``, x ascending; ``inf`` is no guarantee.
-        guesses: the best trivial guess by x.
-    """
-
-    title: str
-    lines: Mapping[str, Sequence[Point]]
-    guesses: Mapping[float, float]
-
-
-@dataclass(frozen=True)
-class Curves:
-    """A figure.
-
-    Args:
-        name: how its file's name begins.
-        xlabel: of the setting.
-        metric: what is drawn, a key of :data:`MEASURES`.
-        panels: one an adversary.
-        log: whether x is on a log scale.
-        note: what else a reader has to know.
-    """
-
-    name: str
-    xlabel: str
-    metric: str
-    panels: tuple[Panel, ...] = field(default=())
-    log: bool = True
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,91 +185,3 @@ def _names(lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:
     named = {key: labels[arm.key] if key in alike else bare[key] for key, arm in firsts.items()}
     emulated = {key: "software TEE" in arm.more and "software TEE" not in named[key] for key, arm in firsts.items()}
     return {key: f"{name} (software TEE)" if emulated[key] else name for key, name in named.items()}
-
-
-def draw(curves: Curves) -> Figure:
-    """Means over seeds with their 95% t-interval, and the best trivial guess dashed."""
-    arms = list({a.key: a for p in curves.panels for points in p.lines.values() for _, a, _ in points}.values())
-    labels = list(dict.fromkeys(name for p in curves.panels for name in p.lines))
-    ends = {x for p in curves.panels for points in p.lines.values() for x, *_ in points}
-    places = _places(sorted(ends), curves.log)
-    with style():
-        width = COLUMN if len(curves.panels) == 1 else PAGE
-        figure = new(width, 2.4)
-        grid = figure.subplots(1, len(curves.panels), sharex=True, sharey=True, squeeze=False)[0]
-        free = [n for n in labels if any(x == inf for p in curves.panels for x, *_ in p.lines.get(n, ()))]
-        for axes, panel in zip(grid, curves.panels, strict=True):
-            for name, points in panel.lines.items():
-                # Lines at ∞ stand side by side, in the order of the legend.
-                aside = (free.index(name) - (len(free) - 1) / 2) / max(len(free), 4) if name in free else 0.0
-                _line(axes, points, name, labels.index(name), _beside(places, aside))
-            at = [(places[x], v) for x, v in sorted(panel.guesses.items())]
-            axes.plot([x for x, _ in at], [v for _, v in at], color="#555555", linestyle="--", label=GUESS)
-            axes.set_title(wrap(panel.title, 44))
-            axes.set_xlabel(curves.xlabel)
-        _ticks(grid, places, curves.log)
-        grid[0].set_ylabel(MEASURES[curves.metric])
-        grid[0].set_ylim(bottom=0)
-        lost = _lost(curves)
-        figure.suptitle(wrap("; ".join(filter(None, [seeds(arms), curves.note, *lost])), int(18 * width)), fontsize=7)
-        entries = {label: h for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        ordered = sorted(entries, key=lambda label: label == GUESS)
-        columns, wrapped, more = legend_shape(ordered, width)
-        figure.set_size_inches(width, 2.4 + more + 0.1 * len(lost))
-        figure.legend([entries[n] for n in ordered], wrapped, loc="outside lower center", ncols=columns)
-    return figure
-
-
-def _places(values: Sequence[float], log: bool) -> dict[float, float]:
-    """Where each x is drawn: ∞ past the largest, 0 before the least on a log scale."""
-    finite = [v for v in values if isfinite(v)]
-    positive = [v for v in finite if v > 0]
-    low, high = min(positive, default=1.0), max(positive, default=1.0)
-    step = max((high / low) ** 0.3, 2.0) if log else max(0.2 * (high - low), 1.0)
-    beyond = high * step if log else high + step
-    return {v: beyond if v == inf else low / step if log and v <= 0 else v for v in values}
-
-
-def _beside(places: Mapping[float, float], aside: float) -> dict[float, float]:
-    """Places with ∞ shifted by a share of its distance from the largest number, on a log scale."""
-    finite = [p for x, p in places.items() if isfinite(x)]
-    step = places[inf] / max(finite) if inf in places and finite else 1.0
-    return {x: p * step**aside if x == inf else p for x, p in places.items()}
-
-
-def _line(axes: Axes, points: Sequence[Point], name: str, number: int, places: Mapping[float, float]) -> None:
-    measured = [(places[x], e, x) for x, _, e in points if e.mean is not None]
-    look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-    look |= {"markersize": max(3.0, 6.5 - number), "capsize": 2}
-    axes.errorbar([], [], label=name, **look)
-    # No guarantee is no point on the line that epsilon draws.
-    for part in ([p for p in measured if isfinite(p[2])], [p for p in measured if not isfinite(p[2])]):
-        halves = [e.half_width for _, e, _ in part]
-        errors = None if any(h is None for h in halves) or not part else halves
-        means = [e.mean for _, e, _ in part]
-        axes.errorbar([x for x, *_ in part], means, yerr=errors, linestyle="-" if len(part) > 1 else "none", **look)
-
-
-def _ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
-    shown = sorted(places)
-    if len(shown) > 8:
-        shown = [shown[round(i * (len(shown) - 1) / 7)] for i in range(8)]
-    for axes in grid:
-        if log:
-            axes.set_xscale("log")
-        axes.set_xticks(
-            [places[x] for x in shown], ["∞" if x == inf else f"{x:.0f}" if x >= 1000 else f"{x:.3g}" for x in shown]
-        )
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _lost(curves: Curves) -> list[str]:
-    """Points without a number, which nothing is averaged over."""
-    found = []
-    for panel in curves.panels:
-        for name, points in panel.lines.items():
-            for state in ("failed", "skipped", "not_applicable", "absent"):
-                at = ", ".join(f"{x:.3g}".replace("inf", "∞") for x, _, e in points if e.state == state)
-                if at:
-                    found.append(f"{name} {words(state)} at {at} ({panel.title})")
-    return found

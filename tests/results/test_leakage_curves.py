@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from privbench.benchmarks.results.leakage_curves import AXES, by_epsilon, by_round, by_setting, draw, leakage_curves
+from privbench.benchmarks.results.curves import draw
+from privbench.benchmarks.results.leakage_curves import AXES, by_epsilon, by_round, by_setting, leakage_curves
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.report import report
 
