@@ -5,8 +5,6 @@ clients; those let it speak for a client, never read what one has sealed.
 """
 
 import hmac
-import os
-import signal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel.channel import ChannelLost, Setup
 from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.platforms.host import Guest, Host, Launch, last_words
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, end, hurry, last_words
 from privbench.defenses.tee.platforms.same_guest import SameGuest
 from privbench.defenses.tee.platforms.software import Software
 from privbench.defenses.tee.protocol import downlink, guests, sealing
@@ -105,6 +103,7 @@ class Run:
             wanted += guests.launches(self.manifest.digest, self._setup.workers, self._setup.tampered)
         launched = self._host.launch_several(wanted)
         self._guest: Guest = launched[0]
+        hurry(self._guest.connection, self.channel.patience)
         if len(launched) > 1:
             self._guests = Guests(self._host, wanted[1:], launched[1:])
         root = self._host.root.der if self._host.root else None
@@ -147,8 +146,8 @@ class Run:
         return unpack(downlink.open_model(answer["model"], key, digest, number))
 
     @property
-    def guests(self) -> dict[str, list[str]]:
-        """Sockets of the clients' guests by kind; empty where clients aren't attested."""
+    def guests(self) -> dict[str, dict[str, int]]:
+        """Sockets and processes of the clients' guests by kind; empty where clients aren't attested."""
         return self._guests.sockets() if self._guests else {}
 
     def open(self, round: int, attempt: int, joins: dict[int, bytes]) -> dict[str, Any]:
@@ -235,15 +234,18 @@ class Run:
     def _send(self, raw: bytes) -> None:
         try:
             self._guest.connection.send_bytes(raw)
+        except BlockingIOError:
+            raise self._stuck() from None
         except OSError:
             raise self._lost() from None
 
     def _receive(self, round: int = 0) -> dict[str, Any]:
         try:
-            if not self._guest.connection.poll(patience := self.channel.patience):
-                os.kill(self._guest.pid, signal.SIGKILL)
-                raise ChannelLost(f"the aggregator has not answered for {patience:g} s")
+            if not self._guest.connection.poll(self.channel.patience):
+                raise BlockingIOError
             answer = unpack(self._guest.connection.recv_bytes())
+        except BlockingIOError:
+            raise self._stuck() from None
         except (EOFError, OSError):
             raise self._lost() from None
         for client, name, reason in answer.get("verdicts", ()):
@@ -254,6 +256,10 @@ class Run:
         if "diverged" in answer:
             raise Diverged(answer["diverged"])
         return answer
+
+    def _stuck(self) -> ChannelLost:
+        end(self._guest.pid)
+        return ChannelLost(f"the aggregator has not answered for {self.channel.patience:g} s")
 
     def _lost(self) -> ChannelLost:
         return ChannelLost(f"the aggregator is gone. {last_words(self._guest.socket)}".strip())
