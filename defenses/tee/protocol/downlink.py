@@ -10,6 +10,8 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -130,7 +132,27 @@ def salt(key: bytes) -> bytes:
 def digest(model: bytes, salt: bytes | None) -> bytes:
     """What openings and receipts say of a model's float32 bytes: their SHA-256, or, with a salt, that of domain, salt
     and bytes, each length-prefixed."""
-    return hashlib.sha256(model if salt is None else transcript(_DIGEST, salt, model)).digest()
+    return _begun(salt, len(model), model).digest()
+
+
+def digest_of_file(path: Path, salt: bytes | None) -> bytes:
+    """:func:`digest` of the model whose float32 bytes a file holds.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        hashed = _begun(salt, path.stat().st_size)
+        while block := file.read(1 << 20):
+            hashed.update(block)
+    return hashed.digest()
+
+
+def _begun(salt: bytes | None, size: int, model: bytes = b"") -> Any:
+    before = b"" if salt is None else transcript(_DIGEST, salt) + size.to_bytes(8, "big")
+    hashed = hashlib.sha256(before)
+    hashed.update(model)
+    return hashed
 
 
 def _open(sealed: bytes, key: bytes, purpose: bytes, manifest: bytes, round: int) -> bytes:
