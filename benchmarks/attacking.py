@@ -15,7 +15,7 @@ from privbench.benchmarks.federation.client import ClientSide, Job, compute
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
-from privbench.benchmarks.federation.view import RoundView, View, collude
+from privbench.benchmarks.federation.view import RoundView, View, collude, told
 from privbench.benchmarks.measures.leakage import Case, Leakage, is_image
 from privbench.benchmarks.measures.model_change import changes
 from privbench.benchmarks.results.record import Record
@@ -82,6 +82,8 @@ def join(side: ClientSide, target: Target) -> View:
 def _anew(side: ClientSide, seen: RoundView, client: int) -> Update:
     # The last phase's update, from the model that this client received; its random streams have names.
     model = seen.received.get(client, seen.sent)
+    if model is None:
+        raise ValueError(f"no model of round {seen.round} in the view that client {client} joins")
     return compute(side, Job(client, seen.round, side.channel.phases[-1], model))
 
 
@@ -101,7 +103,7 @@ def attacks(
     for client in sorted(federation.watched):
         yield from changes(federation.layout, seen, client)
     for adversary, base, several in leakage.coalitions:
-        view = finished.views[base]
+        view = told(finished.views[base], finished.views["participant"]) if several else finished.views[base]
         chosen = 0
         for client in sorted(federation.watched):
             rounds = _took_part(finished, client, leakage)

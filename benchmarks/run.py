@@ -88,6 +88,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
     session = engine = None
+    over = False
     try:
         session = federation.session(state, prepared.id, record.path / "artifacts" / "attestation", workers)
         side = federation.client_side(session)
@@ -101,7 +102,9 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             record.checkpoint(state)
             progress.round(finished.round, rows)
         assurance = session.assurance
+        over = True
     except Diverged as error:
+        over = True
         record.finish("diverged", str(error))
         return Outcome("diverged", how, str(error))
     except Exception as error:  # the record says why, and the other jobs of a sweep go on
@@ -114,7 +117,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         if engine:
             engine.close()
         if session:
-            session.close()
+            session.close(over)
     record.finish("complete", privacy=_statements(federation, state.ledger), assurance=assurance)
     return Outcome("complete", how)
 

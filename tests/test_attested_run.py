@@ -40,7 +40,7 @@ def numbers(path: Path) -> list[dict[str, Any]]:
 
 def killed(folder: Path, at: int, when: str, *overrides: str) -> None:
     """Do a run in a process that dies by SIGKILL in round ``at``: ``in`` it, when the aggregator has released and
-    nothing is stored, or ``before`` or ``after`` its checkpoint."""
+    nothing is stored, when that is ``released`` and stored, or ``before`` or ``after`` its checkpoint."""
 
     def child() -> None:
         checkpoint, release = Record.checkpoint, Folder.release
@@ -49,6 +49,8 @@ def killed(folder: Path, at: int, when: str, *overrides: str) -> None:
             if round == at and when == "in":
                 os.kill(os.getpid(), signal.SIGKILL)
             release(self, round, answer, report)
+            if round == at and when == "released":
+                os.kill(os.getpid(), signal.SIGKILL)
 
         def checked(self: Record, state: Any) -> None:
             if state.round == at and when == "before":
@@ -125,20 +127,26 @@ def comparable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if not row["metric"].endswith("_bytes")]
 
 
+SEALED, BOTH = "defense.channel.downlink=sealed", "defense.channel.attest_clients=true"
+
+
 @pytest.mark.parametrize(
-    ("when", "more"),
+    ("at", "when", "more"),
     [
-        ("after", ()),
-        ("before", ()),
-        ("before", ("defense.channel.downlink=sealed",)),
-        ("after", ("defense.channel.attest_clients=true",)),
+        (2, "after", ()),
+        (2, "before", ()),
+        (2, "before", (SEALED,)),
+        (2, "after", (BOTH, SEALED)),
+        (1, "before", (SEALED,)),
+        (1, "in", (SEALED,)),
     ],
-    ids=["after", "before", "sealed downlink", "attested clients"],
+    ids=["after", "before", "sealed", "sealed to attested clients", "sealed, round 1", "sealed, in round 1"],
 )
-def test_a_killed_run_goes_on_under_new_keys(finished: Path, tmp_path: Path, when: str, more: tuple[str, ...]):
-    killed(tmp_path, 2, when, *TEE, *more)
+def test_a_killed_run_goes_on_under_new_keys(finished: Path, tmp_path: Path, at: int, when: str, more: tuple[str, ...]):
+    killed(tmp_path, at, when, *TEE, *more)
     outcome, path = do(tmp_path, *TEE, *more)
-    assert (outcome.status, outcome.how, outcome.note) == ("complete", "resumed", None)
+    how = "ran" if at == 1 else "resumed"
+    assert (outcome.status, outcome.how, outcome.note) == ("complete", how, None)
     assert comparable(numbers(path)) == comparable(numbers(finished))
     assert more or numbers(path) == numbers(finished)
     assert manifest(path)["assurance"] == "software"
@@ -160,6 +168,19 @@ def test_a_round_that_was_killed_after_its_release_is_charged_twice(tmp_path: Pa
     stated = [s["epsilon"] for s in manifest(path)["privacy"] if s["adversary"] == "server_operator"]
     assert stated[0] > 8.5
     assert manifest(path)["assurance"] == "software"
+
+
+def test_no_run_that_is_over_leaves_its_clients_keys(tmp_path: Path):
+    small = ["defense=tee", "federation.rounds=1"]
+    killed(tmp_path / "killed", 1, "released", *small)
+    (keys,) = (tmp_path / "killed").rglob("client_keys.bin")
+    outcome, _ = do(tmp_path / "killed", *small)
+    assert outcome.status == "complete"
+    assert not keys.exists()
+    outcome, path = do(tmp_path / "diverged", *small, "federation.local.learning_rate=1e30")
+    assert outcome.status == "diverged"
+    assert (path / "artifacts" / "attestation" / "manifest.json").exists()
+    assert not list(path.rglob("client_keys.bin"))
 
 
 def test_a_refusal_to_go_on_is_the_records_reason(tmp_path: Path):

@@ -189,6 +189,23 @@ class View:
         return next((r for r in self.rounds if r.round == round), None)
 
 
+def told(view: View, participant: View) -> View:
+    """``view`` with the models that a client tells: it is sent each one, whether or not it takes part in the round.
+
+    Args:
+        participant: what a client sees, of the same rounds.
+    """
+
+    def fill(seen: RoundView) -> RoundView:
+        known = participant.at(seen.round)
+        if known is None:
+            return seen
+        sent = known.sent if seen.sent is None else seen.sent
+        return replace(seen, sent=sent, released=known.released if seen.released is None else seen.released)
+
+    return replace(view, rounds=tuple(fill(r) for r in view.rounds))
+
+
 def collude(view: View, own: Mapping[int, Mapping[int, Update]], clients: Collection[int] | None = None) -> View:
     """``view`` joined by clients who hand over their updates, ``own[round][client]``.
 

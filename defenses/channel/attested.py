@@ -46,6 +46,12 @@ class Attested:
         for digits in self.auditors:
             hexadecimal = len(digits) == 64 and set(digits) <= set("0123456789abcdef")
             require(hexadecimal, "auditors", digits, "64 hexadecimal digits, lower case")
+        if self.auditors:
+            # Cryptography is loaded by runs that need it.
+            from privbench.defenses.tee.protocol.downlink import can_seal
+
+            odd = [key for key in self.auditors if not can_seal(key)]
+            require(not odd, "auditors", "".join(odd[:1]), "X25519 public keys that something can be sealed to")
         require(self.least_cohort is None or self.least_cohort >= 0, "least_cohort", self.least_cohort, "at least 0")
         require(self.greatest_age > 0, "greatest_age", self.greatest_age, "seconds, more than 0")
         require(self.patience > 0, "patience", self.patience, "seconds, more than 0")

@@ -171,8 +171,12 @@ class Session(Protocol):
         """What stands behind the channel: ``none``, ``software`` or ``hardware``, recomputed from its evidence."""
         ...
 
-    def close(self) -> None:
-        """End it. Safe to call twice."""
+    def close(self, over: bool = False) -> None:
+        """End it. Safe to call twice.
+
+        Args:
+            over: the run is, too: what was kept for it to go on with is forgotten.
+        """
         ...
 
 
@@ -223,7 +227,7 @@ class Plaintext:
     def recover(self, state: ServerState) -> None:
         raise AssertionError("a plaintext channel is never lost")
 
-    def close(self) -> None:
+    def close(self, over: bool = False) -> None:
         pass
 
     def client(

@@ -13,7 +13,7 @@ from privbench.benchmarks import attacking
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.server import ServerSGD
-from privbench.benchmarks.federation.view import Mixture, RoundView, View, collude, parted
+from privbench.benchmarks.federation.view import Mixture, RoundView, View, collude, parted, told
 from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.run import run
@@ -201,6 +201,37 @@ def test_an_attested_channel_s_operator_is_as_good_as_its_colluders(tmp_path):
     assert max(errors["server_operator + 3 clients"]) < 1e-3
     assert min(errors["server_operator"]) > 0.1
     assert min(errors["server_operator + 2 clients"]) > 0.1
+
+
+def test_a_sealed_downlink_hides_no_model_from_an_operator_with_a_colluder(tmp_path):
+    """Each release's key is sealed to every client: with one of them, the operator sees what a plain channel shows."""
+    common = ["defense=tee", "federation.rounds=3", "leakage.rounds=[3]", "leakage.over_rounds=true",
+              "leakage.adversaries=[server_operator,server_operator+1,server_operator+3]"]  # fmt: skip
+    found = []
+    for way in ("plain", "sealed"):
+        every = rows_of(tmp_path, *common, f"defense.channel.downlink={way}")
+        rows = [{**r, "reason": None} for r in every if r.get("adversary") and not r["metric"].endswith("_seconds")]
+        found.append({a: [r for r in rows if r["adversary"] == a] for a in {r["adversary"] for r in rows}})
+    plain, sealed = found
+    assert {r["source"] for r in plain["server_operator + 3 clients"] if "source" in r} == {"release"}
+    for joined in ("server_operator + 1 client", "server_operator + 3 clients"):
+        assert sealed[joined] == plain[joined]
+    alone = [r for r in sealed["server_operator"] if r["metric"] == "psnr_db"]
+    assert {r["status"] for r in alone} == {"not_applicable"}
+
+
+def test_a_colluder_needs_the_model_that_it_was_sent(federate):
+    done = federate(rounds=2, watched=EVERYBODY, keep=EVERYBODY)
+    views = done.rounds[1].views
+    blind = View("server_operator", views["server_operator"].public, tuple(
+        replace(r, sent=None, released=None, updates={}, aggregate=None) for r in views["server_operator"].rounds
+    ))  # fmt: skip
+    attempt = replace(target(done, 0, 2, round=2), view=blind)
+    with pytest.raises(ValueError, match="no model of round 1"):
+        attacking.join(done.federation.client_side(), attempt)
+    joint = attacking.join(done.federation.client_side(), replace(attempt, view=told(blind, views["participant"])))
+    for seen, true in zip(joint.rounds, views["server_operator"].rounds, strict=True):
+        assert all(torch.equal(u.vector, true.updates[c].vector) for c, u in seen.updates.items())
 
 
 def test_disaggregation_from_the_configuration(tmp_path):

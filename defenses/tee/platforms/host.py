@@ -1,7 +1,12 @@
 """The other side of a platform: something that launches programs where they can ask for evidence."""
 
+import os
+import signal
+import socket as sockets
+import struct
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection
 from pathlib import Path
@@ -21,7 +26,7 @@ class Guest:
 
     Args:
         connection: to the socket on which the program listens.
-        measurement: 48 bytes, as the host says; evidence says it again, signed. Empty where only evidence does.
+        measurement: 48 bytes, as the host says; evidence says it again, signed.
         pid: its process.
         socket: the path of that socket.
     """
@@ -93,6 +98,25 @@ def connect(socket: str, pid: int) -> Connection:
                 raise Unavailable(f"the guest ended before it listened: {last_words(socket)}") from None
             time.sleep(0.01)
     raise Unavailable(f"the guest did not listen within {STARTING:.0f} s")
+
+
+def hurry(connection: Connection, patience: float) -> None:
+    """Let no read or write on ``connection`` block for longer than ``patience`` seconds: it raises ``BlockingIOError``.
+
+    A write may take twice that, if some bytes went through.
+    """
+    seconds, rest = divmod(patience, 1)
+    most = struct.pack("ll", int(seconds), int(rest * 1e6) if seconds else max(1, int(rest * 1e6)))
+    # Of a copy of the descriptor: the limits are the socket's, and the connection's own stays open.
+    with sockets.socket(fileno=os.dup(connection.fileno())) as socket:
+        for which in (sockets.SO_SNDTIMEO, sockets.SO_RCVTIMEO):
+            socket.setsockopt(sockets.SOL_SOCKET, which, most)
+
+
+def end(pid: int) -> None:
+    """End a guest that doesn't answer; one that has ended is left as it is."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def last_words(socket: str) -> str:

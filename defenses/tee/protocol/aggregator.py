@@ -7,11 +7,8 @@ update's way (aggregation, release, server optimiser), and signs a receipt.
 
 import copy
 import dataclasses
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -23,16 +20,14 @@ from privbench.benchmarks.federation.sampling import cohort
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerState
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
-from privbench.defenses.tee.protocol import binding, downlink, parts, proof, receipts, resume, sealing, state
+from privbench.defenses.tee.protocol import binding, downlink, outgoing, parts, proof, receipts, resume, sealing, state
 from privbench.defenses.tee.protocol.agreed import contradiction
 from privbench.defenses.tee.protocol.attempt import Attempt, entry
 from privbench.defenses.tee.protocol.intake import Intake
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused, check_countersignatures, public
 from privbench.defenses.tee.protocol.opening import FIRST, Opening
 from privbench.defenses.tee.protocol.proof import Verifier
-from privbench.defenses.tee.protocol.receipts import Receipt
 from privbench.defenses.tee.report import parse
-from privbench.defenses.tee.wire import pack
 
 
 class Unreleased(RuntimeError):
@@ -57,7 +52,8 @@ class Aggregator:
         model: the initial model, ``(d,)``.
 
     Raises:
-        Refused: if the manifest isn't enrolled and countersigned, or isn't that of this program or of this model.
+        Refused: if the manifest isn't enrolled and countersigned, isn't that of this program or of this model, or
+            names a key that nothing can be sealed to.
         ConfigError: if its components can't be built.
     """
 
@@ -69,9 +65,12 @@ class Aggregator:
         self.platform, self.manifest, self.digest = platform, manifest, manifest.digest
         self.signing_key = Ed25519PrivateKey.generate()
         self.layout, self.facts, self.plan = parts.layout(manifest), parts.facts(manifest), parts.plan(manifest)
-        self._keys = [bytes.fromhex(k) for k in manifest.recipients]
         kinds = ("aggregation", "release", "server")
         self.pipeline = Pipeline(*(parts.component(kind, getattr(manifest, kind)) for kind in kinds))
+        for who, given in (("recipient", manifest.recipients), ("auditor", manifest.auditors)):
+            # Found out now: nothing could be released to them after the first round's training.
+            if odd := [n for n, key in enumerate(given) if not downlink.can_seal(key)]:
+                raise Refused("malformed_manifest", f"{who} {odd[0]}'s key is no X25519 key that can be sealed to")
         if self.plan and (fault := contradiction(manifest, self.plan)):
             raise Refused("contradicted_plan", fault)
         local = parts.component("local", manifest.training["local"]) if manifest.training else None
@@ -99,7 +98,7 @@ class Aggregator:
 
     @property
     def locked(self) -> bool:
-        """Whether it has its state sealed, and waits for somebody who was sent that release's key."""
+        """Whether it has its state sealed, and waits for a client, who was sent that state's key."""
         return self._sealed is not None
 
     def ask_key(self, client: int, nonce: bytes) -> dict[str, Any]:
@@ -110,6 +109,7 @@ class Aggregator:
         """
         if not self.locked:
             raise Refused("out_of_order", "the state is not sealed")
+        self.manifest.key(client)
         self._unlocking, answer = self._opened(self.state.round + 1, 0, {client: nonce}, ())
         return answer
 
@@ -212,8 +212,8 @@ class Aggregator:
         started = time.perf_counter()
         for client in sorted(attempt.joined - {e["client"] for e in attempt.entries}):
             attempt.entries.append(entry(client, b"", "silent", "joined and sent nothing"))
-        model, out = self._outgoing(work, extras, attempt)
-        receipt = self._receipt(attempt, work, model, out["state"])
+        model, out = outgoing.release(self.manifest, work, extras, attempt)
+        receipt = outgoing.receipt(self.manifest, self.plan, work, attempt, model, out["state"])
         envelope = receipts.sign(receipt, self.signing_key)
         full = [
             receipts.seal_full(attempt.entries, bytes.fromhex(key), receipts.digest(envelope))
@@ -249,59 +249,7 @@ class Aggregator:
             watched=frozenset(),
         )
 
-    def _outgoing(
-        self, work: ServerState, extras: Mapping[str, torch.Tensor], attempt: Attempt
-    ) -> tuple[bytes, dict[str, Any]]:
-        """The new model's digest, and model and state for the host: in the clear, or sealed for the recipients."""
-        floats, kept = sealing.floats(work.model), state.encode(_kept(work))
-        content = {"model": floats, "extras": state.encode(extras)}
-        if not self._keys:
-            return downlink.digest(floats, None), {**content, "state": kept}
-        started = time.perf_counter()
-        key = downlink.new_key()
-        release = downlink.seal(key, pack(content), kept, self.digest, work.round, self._keys)
-        attempt.costs["downlink_seconds"] = time.perf_counter() - started
-        return downlink.digest(floats, downlink.salt(key)), {**release.__dict__, "keys": list(release.keys)}
-
-    def _receipt(self, attempt: Attempt, work: ServerState, model: bytes, kept: bytes) -> Receipt:
-        opening = attempt.opening
-        refused = Counter(e["verdict"] for e in attempt.entries if e["verdict"] != "accepted")
-        keys = [self.manifest.key(e["client"]) if e["client"] >= 0 else b"" for e in attempt.entries]
-        inputs = (
-            receipts.commitment(e["salt"], key, e["sealed_sha256"])
-            for e, key in zip(attempt.entries, keys, strict=True)
-        )
-        return Receipt(
-            run=self.manifest.run,
-            manifest=self.digest.hex(),
-            round=opening.round,
-            attempt=opening.attempt,
-            previous=opening.previous.hex(),
-            evidence={
-                "signed_sha256": opening.evidence.hex(),
-                "kem_key": opening.kem_key.hex(),
-                "signing_key": opening.signing_key.hex(),
-                "nonce_root": opening.root.hex(),
-            },
-            start_model=opening.start_model.hex(),
-            model=model.hex(),
-            state=hashlib.sha256(kept).hexdigest(),
-            invited=len(attempt.invited),
-            accepted=len(attempt.accepted),
-            refused=dict(refused),
-            inputs=sorted(c.hex() for c in inputs),
-            **receipts.parameters(self.manifest, self.plan),
-            statements=self.plan.statements(work.ledger) if self.plan else [],
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
 
 def verdicts(entries: list[dict[str, Any]]) -> list[list[Any]]:
     """Client, verdict and reason of each message."""
     return [[e["client"], e["verdict"], e["reason"]] for e in entries]
-
-
-def _kept(work: ServerState) -> dict[str, Any]:
-    """What of the state travels through the host: it follows from what was released, or is a salted commitment."""
-    names = ("round", "model", "optimizer", "rule", "release", "channel", "ledger")
-    return {name: getattr(work, name) for name in names}

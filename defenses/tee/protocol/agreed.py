@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PLATFORMS = ("sev_snp", "software")
 _HEX = {"salt": 64, "model": 64, "schema": 64, "authority": 64, "enrolment": 128}
-_HEXES = {"roster": 64, "measurements": 96, "auditors": 64, "client_measurements": 96}
+_HEXES = {"roster": 64, "measurements": 96, "auditors": 64, "client_measurements": 96, "recipients": 64}
 _EXACT = ("delta", "adjacency", "noise_source", "simulated")
 _ACCOUNTING = "privbench.defenses.accounting"
 _LAST_DIGIT = 1e-4

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from privbench.defenses.tee import certificates, chain
 from privbench.defenses.tee.certificates import Certificate
 from privbench.defenses.tee.policy import ANY, Floors, Policy
-from privbench.defenses.tee.protocol import agreed, limits
+from privbench.defenses.tee.protocol import agreed, final, limits
 from privbench.defenses.tee.protocol.agreed import Agreed, load
 from privbench.defenses.tee.protocol.opening import Head
 from privbench.defenses.tee.protocol.rounds import Auditing, Round
@@ -98,9 +98,10 @@ def audit(
     allow: Iterable[str] = (),
     host_data: bool | None = True,
     head: Head | None = None,
-    model: bytes | None = None,
+    model: Path | None = None,
     every_epsilon: bool = True,
     auditor: X25519PrivateKey | None = None,
+    recipient: X25519PrivateKey | None = None,
 ) -> Audit:
     """Verify the chain in ``folder``, offline. Never raises on what lies there: what is malformed is refused.
 
@@ -113,12 +114,14 @@ def audit(
         host_data: HOST_DATA must be the manifest's digest. False waives it, for hosts that can't set it; None does so
             for every platform but ``software``.
         head: a receipt that the caller has kept; a chain without it was rolled back or is another.
-        model: SHA-256 of the final model's float32 bytes, little-endian.
+        model: file of the final model's float32 bytes, little-endian.
         every_epsilon: recompute every round's epsilon. With sampling that takes 0.2 s a round and more; False
             recomputes the last.
         auditor: opens the full receipts that are sealed to it.
+        recipient: opens the salt of the final model's digest, where the downlink was sealed.
 
     Raises:
+        OSError: ``model`` can't be read.
         ConfigError: what the caller demands is no policy.
         ValueError: ``at`` without its offset.
     """
@@ -148,7 +151,9 @@ def audit(
         before = found.rounds[-1] if found.rounds else None
         whole = number == len(found.rounds) + 1  # beyond a gap there is nothing to recompute from
         found.rounds.append(auditing.round(number, before, whole and (every_epsilon or number == numbers[-1])))
-    _end(found, head, model)
+    _end(found, head)
+    last = found.rounds[-1].receipt if found.rounds else None
+    final.compare(found.checks, known, last, folder, model, recipient)
     found.cannot_show = limits.cannot_show(found, policy, head is not None, every_epsilon)
     if auditor is None and known.manifest.auditors:
         found.checks.skip("full_receipts", "sealed to auditors; no auditor's key was given")
@@ -184,7 +189,7 @@ def _numbers(folder: Path, checks: Verdict, rounds: int) -> list[int]:
     return numbers
 
 
-def _end(found: Audit, head: Head | None, model: bytes | None) -> None:
+def _end(found: Audit, head: Head | None) -> None:
     """Compare the chain's end with what the caller knows of it."""
     held = {r.number: r.digest for r in found.rounds}
     if head is None:
@@ -198,13 +203,6 @@ def _end(found: Audit, head: Head | None, model: bytes | None) -> None:
         fault = f"round {head.round} has another receipt than the one that was kept"
         kept = f"it holds the receipt of round {head.round} that was kept"
         found.checks.hold("rollback", None if held[head.round] == head.digest else fault, kept)
-    last = found.rounds[-1].receipt if found.rounds else None
-    if model is None:
-        found.checks.skip("final_model", "no model was given to compare with")
-    else:
-        fault = f"the model given is {model.hex()}, the last receipt's {last.model if last else 'none'}"
-        matches = last is not None and last.model == model.hex()
-        found.checks.hold("final_model", None if matches else fault, "the model given is the last receipt's")
 
 
 def _files(folder: Path, checks: Verdict, name: str) -> list[bytes]:

@@ -1,7 +1,6 @@
 """``privbench attest receipt verify``: the chain of a run, verified offline, and what it cannot show."""
 
 import argparse
-import hashlib
 import json
 import re
 import sys
@@ -44,9 +43,12 @@ def add(actions: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     check.add_argument("--at", metavar="RFC3339", help="the time at which certificates must be valid (default: now)")
     check.add_argument("--tcb-floor", metavar="advisory|none|FILE", help="least patch levels (default: advisory)")
     check.add_argument("--allow", nargs="+", default=[], metavar="NAME", help=", ".join(policies.ALLOW))
-    check.add_argument("--any-host-data", action="store_true", help="the host could not set HOST_DATA")
+    check.add_argument("--any-host-data", action="store_true", help="don't demand it of a software platform either")
     check.add_argument("--last-epsilon", action="store_true", help="recompute the last round's epsilon alone")
     check.add_argument("--auditor-key", type=Path, metavar="FILE", help="opens full receipts: an X25519 key's 32 bytes")
+    check.add_argument(
+        "--recipient-key", type=Path, metavar="FILE", help="for --model under a sealed downlink: 32 bytes"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,19 +88,20 @@ def lines(found: Audit) -> Iterator[str]:
 
 def _audit(options: argparse.Namespace) -> Audit:
     floor: Any = options.tcb_floor or "advisory"
-    key = _read("auditor_key", options.auditor_key, 64) if options.auditor_key else None
-    require(key is None or len(key) == 32, "auditor_key", str(options.auditor_key), "a file of 32 bytes")
+    if options.model:
+        require(options.model.is_file(), "model", str(options.model), "a file")
     return audit(
         _folder(options.folder),
         roots=[_root(path) for path in options.root] if options.root else None,
         at=_time(options.at),
         tcb_floor=floor if floor in ("advisory", "none") else policies.read_floors(Path(floor)),
         allow=options.allow,
-        host_data=not options.any_host_data,
+        host_data=False if options.any_host_data else None,
         head=_head(options.head) if options.head else None,
-        model=_digest("model", options.model) if options.model else None,
+        model=options.model,
         every_epsilon=not options.last_epsilon,
-        auditor=X25519PrivateKey.from_private_bytes(key) if key else None,
+        auditor=_key("auditor_key", options.auditor_key),
+        recipient=_key("recipient_key", options.recipient_key),
     )
 
 
@@ -146,10 +149,12 @@ def _read(name: str, path: Path, most: int) -> bytes:
         raise ConfigError(name, str(path), str(error)) from None
 
 
-def _digest(name: str, path: Path) -> bytes:
-    require(path.is_file(), name, str(path), "a file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+def _key(name: str, path: Path | None) -> X25519PrivateKey | None:
+    if path is None:
+        return None
+    raw = _read(name, path, 64)
+    require(len(raw) == 32, name, str(path), "a file of 32 bytes")
+    return X25519PrivateKey.from_private_bytes(raw)
 
 
 def _grouped(rounds: list[Round]) -> Iterator[str]:

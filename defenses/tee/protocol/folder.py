@@ -18,7 +18,7 @@ from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.wire import pack, unpack
 
 _MODEL_KEY = b"privbench model key 1"
-_CLIENTS, _RECIPIENT = "client_keys.bin", "recipient_key.bin"
+_CLIENTS, _RECIPIENT, _HEADS = "client_keys.bin", "recipient_key.bin", "heads.bin"
 
 
 class Folder:
@@ -101,6 +101,17 @@ class Folder:
     def attempt(self, round: int, attempt: int) -> None:
         """Keep the number of an attempt before anybody answers it: it stands for the memory of the clients that do."""
         write(self.path / "attempt.bin", pack({"round": round, "attempt": attempt}))
+
+    def heads(self) -> dict[int, tuple[int, bytes]]:
+        """The newest receipts, round and digest, that clients learnt of when they gave a key: part of their memory."""
+        path = self.path / _HEADS
+        found = unpack(path.read_bytes()) if path.exists() else {}
+        return {int(client): (round, digest) for client, (round, digest) in found.items()}
+
+    def head(self, client: int, round: int, digest: bytes) -> None:
+        """Keep what a client learns, before it gives a key: like its number of the last attempt, none may be lost."""
+        known = {**self.heads(), client: (round, digest)}
+        write(self.path / _HEADS, pack({str(c): list(head) for c, head in known.items()}))
 
     def release(self, round: int, answer: dict[str, Any], report: bytes) -> None:
         """Store a release before anybody sees it; of sealed models the newest one stays, readable by recipients."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 from multiprocessing.connection import Client
 from typing import Any
 
-from privbench.defenses.tee.platforms.host import Guest, Host, Launch, alive, last_words
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, alive, end, hurry, last_words
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.trainer import PROGRAM
 from privbench.defenses.tee.wire import pack, unpack
@@ -46,17 +46,19 @@ class Guests:
         self._platform, self._launches = platform, launches
         self._guests = [_apart(guest) for guest in guests]
 
-    def sockets(self) -> dict[str, list[str]]:
-        """Where they listen: ``agreed``, and ``tampered`` if there is one. Dead ones are launched anew.
+    def sockets(self) -> dict[str, dict[str, int]]:
+        """Where they listen, and their processes: ``agreed``, and ``tampered`` if there is one. Dead ones are launched
+        anew.
 
         Raises:
             Unavailable: a guest doesn't start.
         """
-        found: dict[str, list[str]] = {}
+        found: dict[str, dict[str, int]] = {}
         for n, (launch, guest) in enumerate(zip(self._launches, self._guests, strict=True)):
             if not alive(guest.pid):
                 self._guests[n] = _apart(self._platform.launch_several([launch])[0])
-            found.setdefault("tampered" if launch.patches else "agreed", []).append(self._guests[n].socket)
+            made = self._guests[n]
+            found.setdefault("tampered" if launch.patches else "agreed", {})[made.socket] = made.pid
         return found
 
 
@@ -65,22 +67,27 @@ def _apart(guest: Guest) -> Guest:
     return guest
 
 
-def ask(sockets: list[str], request: dict[str, Any], patience: float) -> dict[str, Any]:
+def ask(sockets: Mapping[str, int], request: dict[str, Any], patience: float) -> dict[str, Any]:
     """A guest's answer to one client's turn.
 
     Args:
-        patience: seconds without an answer after which the guest counts as lost.
+        sockets: of guests that may be asked, with their processes.
+        patience: seconds without an answer after which the guest counts as lost, and is ended: so it is launched anew.
 
     Raises:
         Refused: what the guest refuses, or ``guest_lost`` if it is gone.
     """
-    socket = _claim(sockets)
+    socket = _claim(list(sockets))
     try:
         with Client(socket, "AF_UNIX") as connection:
+            hurry(connection, patience)
             connection.send_bytes(pack(request))
             if not connection.poll(patience):
-                raise Refused("guest_lost", f"the client's guest has not answered for {patience:g} s")
+                raise BlockingIOError
             answer = unpack(connection.recv_bytes())
+    except BlockingIOError:
+        end(sockets[socket])
+        raise Refused("guest_lost", f"the client's guest has not answered for {patience:g} s") from None
     except (OSError, EOFError):
         raise Refused("guest_lost", f"the client's guest is gone. {last_words(socket)}".strip()) from None
     if "refused" in answer:

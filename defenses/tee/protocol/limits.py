@@ -39,6 +39,16 @@ def cannot_show(audit: "Audit", policy: Policy, head: bool, every_epsilon: bool)
     said = [_rollback(audit, head), *_ALWAYS]
     if audit.assurance in _STANDS:
         said.append(_STANDS[audit.assurance])
+    if audit.agreed and audit.agreed.manifest.platform == "sev_snp":
+        said.append(
+            "That operator, clients and aggregator were apart: a run on this platform has all of them in one guest, "
+            "whose measurement is of all that it booted. HOST_DATA was set when that guest was launched."
+        )
+    if audit.agreed and audit.agreed.manifest.recipients:
+        said.append(
+            "Which models are meant, to who is no recipient: the downlink was sealed, and the models' digests are "
+            "salted."
+        )
     if audit.agreed and audit.agreed.manifest.client_measurements:
         said.append(
             "What clients ran: their evidence was sealed to the aggregator, which says how many it refused and why. It "

@@ -25,8 +25,9 @@ class Opening:
 
     Args:
         manifest: digest of the run manifest.
-        round, attempt: from 1.
-        start_model: SHA-256 of the model that everybody starts from.
+        round: from 1.
+        attempt: from 1; 0 in one that asks a client for the key of the last release's state.
+        start_model: SHA-256 of the model that everybody starts from, salted where it was released sealed.
         previous: digest of the last receipt, :data:`FIRST` before there is one.
         kem_key, signing_key: of this round, and of this aggregator; public, 32 bytes each.
         root: of the tree of nonces.
@@ -100,7 +101,15 @@ class Relying:
         self._size = len(self.manifest.roster)
 
     def check(
-        self, opening: Opening, client: int, nonce: bytes, path: list[bytes], received: bytes, head: Head, age: float
+        self,
+        opening: Opening,
+        client: int,
+        nonce: bytes,
+        path: list[bytes],
+        received: bytes,
+        head: Head,
+        age: float,
+        for_key: bool = False,
     ) -> None:
         """Refuse an opening before anything is sent to it.
 
@@ -108,16 +117,20 @@ class Relying:
             client: this client's number in the roster.
             nonce: that it sent for this attempt.
             path: siblings of its leaf in the tree of nonces.
-            received: SHA-256 of the model that it received.
+            received: SHA-256 of the model that it received, salted where it came sealed.
             head: the newest receipt that it knows of.
-            age: seconds since it made its nonce.
+            age: seconds from making its nonce to receiving the opening.
+            for_key: it is asked for a state's key, not for an update.
 
         Raises:
-            Refused: ``foreign``, ``stale_evidence``, ``nonce_missing``, ``wrong_measurement``, ``evidence``,
-                ``unsigned_opening``, ``rollback``, ``fork`` or ``wrong_model``.
+            Refused: ``foreign``, ``wrong_purpose``, ``stale_evidence``, ``nonce_missing``, ``wrong_measurement``,
+                ``evidence``, ``unsigned_opening``, ``rollback``, ``fork`` or ``wrong_model``.
         """
         if opening.manifest != self._digest:
             raise Refused("foreign", "the opening is of another run's manifest")
+        if (opening.attempt == 0) != for_key:
+            asked, wanted = ("an update", "a key") if for_key else ("a key", "an update")
+            raise Refused("wrong_purpose", f"the opening asks for {asked}, its host for {wanted}")
         if not 0 <= age <= self.manifest.greatest_age:
             most = self.manifest.greatest_age
             raise Refused("stale_evidence", f"{age:.1f} s since the nonce, 0 to {most:g} are right")

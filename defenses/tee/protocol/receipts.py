@@ -59,7 +59,8 @@ class Receipt:
         previous: digest of the last round's receipt (its payload); 64 zeros before the first.
         evidence: ``signed_sha256``, digest of bytes 0x000 to 0x29F of the report, and what REPORT_DATA binds:
             ``kem_key``, ``signing_key``, ``nonce_root``.
-        start_model, model: digests of the float32 bytes of the model before, and of the one that was released.
+        start_model, model: digests of the float32 bytes of the model before, and of the one that was released; under
+            a sealed downlink salted, so that recipients alone can compare.
         state: digest of the server's state after the round.
         invited, accepted: numbers of clients.
         refused: number of messages by the name of the refusal.

@@ -5,27 +5,26 @@ clients; those let it speak for a client, never read what one has sealed.
 """
 
 import hmac
-import os
-import signal
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel.channel import ChannelLost, Setup
 from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.platforms.host import Guest, Host, Launch, last_words
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, end, hurry, last_words
 from privbench.defenses.tee.platforms.same_guest import SameGuest
 from privbench.defenses.tee.platforms.software import Software
-from privbench.defenses.tee.protocol import downlink, guests, sealing
+from privbench.defenses.tee.protocol import downlink, guests, relied, sealing
 from privbench.defenses.tee.protocol.enrolment import enrol
 from privbench.defenses.tee.protocol.folder import Folder, model_key
 from privbench.defenses.tee.protocol.guests import Guests
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.protocol.opening import Relying
 from privbench.defenses.tee.protocol.program import PROGRAM
+from privbench.defenses.tee.protocol.refusals import Refusals, RoundRefused
 from privbench.defenses.tee.wire import pack, unpack
 
 if TYPE_CHECKING:
@@ -36,27 +35,6 @@ HOSTS: dict[str, Callable[[], Host]] = {"software": Software, "sev_snp": SameGue
 """By the configuration's ``platform``."""
 
 _KINDS = {"certificates": "certs", "roots": "roots"}
-
-
-class RoundRefused(RuntimeError):
-    """The aggregator refuses to go on, by name; nothing was released."""
-
-
-@dataclass(frozen=True)
-class ReliedOn:
-    """What all clients of a run know before the first round; the certificates come with the evidence."""
-
-    manifest: Manifest
-    root: bytes | None
-    tcb_floor: str
-
-    def relying(self, certificates: tuple[bytes, ...]) -> Relying:
-        # Whoever launches programs in a running guest can't set its HOST_DATA any more.
-        fresh = self.manifest.platform == "software"
-        return Relying(self.manifest, certificates, self.root, self.tcb_floor, host_data=fresh)
-
-    def __hash__(self) -> int:
-        return hash((self.manifest.digest, self.root))
 
 
 class Run:
@@ -70,6 +48,7 @@ class Run:
     Attributes:
         folder: what it keeps.
         client_keys: signing keys by client; none once all rounds were released.
+        refusals: by all parties.
         opened: the round that was opened last, 0 for none since the start.
 
     Raises:
@@ -84,7 +63,12 @@ class Run:
         if done not in (finished, finished + 1):
             hint = "remove the run's folder to start anew"
             raise Unavailable(f"{self.folder.path} holds {done} rounds, the run's checkpoint {finished}: {hint}")
-        self.client_keys = self.folder.client_keys(setup.facts.clients) if done < setup.facts.rounds else []
+        self.client_keys: list[Ed25519PrivateKey] = []
+        if done < setup.facts.rounds:
+            self.client_keys = self.folder.client_keys(setup.facts.clients)
+        else:
+            self.folder.forget_client_keys()  # a run that was killed when it had released the last
+        self.refusals = Refusals(self.folder)
         self._host: Host = HOSTS[channel.platform]()
         self._guests: Guests | None = None
         try:
@@ -105,12 +89,13 @@ class Run:
             wanted += guests.launches(self.manifest.digest, self._setup.workers, self._setup.tampered)
         launched = self._host.launch_several(wanted)
         self._guest: Guest = launched[0]
+        hurry(self._guest.connection, self.channel.patience)
         if len(launched) > 1:
             self._guests = Guests(self._host, wanted[1:], launched[1:])
         root = self._host.root.der if self._host.root else None
         if root:
             self.folder.certificate("roots", root)
-        self.relying_on = ReliedOn(self.manifest, root, self.channel.tcb_floor)
+        self.relying_on = relied.ReliedOn(self.manifest, root, self.channel.tcb_floor)
         self.opened = 0
         request = {
             "request": "configure",
@@ -123,6 +108,10 @@ class Run:
             self.locked: bool = self._ask(request)["locked"]
         except (ChannelLost, RoundRefused) as error:
             raise Unavailable(f"the aggregator doesn't start: {error}") from None
+
+    def relying(self, certificates: tuple[bytes, ...]) -> Relying:
+        """What each client relies on, with the certificates that came with the evidence."""
+        return relied.relying(self.relying_on, certificates)
 
     def ask_key(self, client: int, nonce: bytes) -> dict[str, Any]:
         """An opening for a client that holds the key of the state: what :meth:`open` returns, without an attempt."""
@@ -147,8 +136,8 @@ class Run:
         return unpack(downlink.open_model(answer["model"], key, digest, number))
 
     @property
-    def guests(self) -> dict[str, list[str]]:
-        """Sockets of the clients' guests by kind; empty where clients aren't attested."""
+    def guests(self) -> dict[str, dict[str, int]]:
+        """Sockets and processes of the clients' guests by kind; empty where clients aren't attested."""
         return self._guests.sockets() if self._guests else {}
 
     def open(self, round: int, attempt: int, joins: dict[int, bytes]) -> dict[str, Any]:
@@ -203,8 +192,10 @@ class Run:
 
         return assurance(self.folder.path)
 
-    def close(self) -> None:
-        """End the platform; keys in memory go with it."""
+    def close(self, over: bool = False) -> None:
+        """End the platform; keys in memory go with it, and those on disk with a run that is over."""
+        if over:
+            self.folder.forget_client_keys()
         self._host.close()
         self.folder.close()
 
@@ -235,25 +226,32 @@ class Run:
     def _send(self, raw: bytes) -> None:
         try:
             self._guest.connection.send_bytes(raw)
+        except BlockingIOError:
+            raise self._stuck() from None
         except OSError:
             raise self._lost() from None
 
     def _receive(self, round: int = 0) -> dict[str, Any]:
         try:
-            if not self._guest.connection.poll(patience := self.channel.patience):
-                os.kill(self._guest.pid, signal.SIGKILL)
-                raise ChannelLost(f"the aggregator has not answered for {patience:g} s")
+            if not self._guest.connection.poll(self.channel.patience):
+                raise BlockingIOError
             answer = unpack(self._guest.connection.recv_bytes())
+        except BlockingIOError:
+            raise self._stuck() from None
         except (EOFError, OSError):
             raise self._lost() from None
         for client, name, reason in answer.get("verdicts", ()):
             if name != "accepted":
-                self.folder.refused(round, client, Refused(name, reason), "aggregator")
+                self.refusals.add(round, client, Refused(name, reason), "aggregator")
         if "refused" in answer:
-            raise RoundRefused(f"{answer['refused']}: {answer['reason']}")
+            raise RoundRefused(f"{answer['refused']}: {answer['reason']}{self.refusals.why(self.opened)}")
         if "diverged" in answer:
             raise Diverged(answer["diverged"])
         return answer
+
+    def _stuck(self) -> ChannelLost:
+        end(self._guest.pid)
+        return ChannelLost(f"the aggregator has not answered for {self.channel.patience:g} s")
 
     def _lost(self) -> ChannelLost:
         return ChannelLost(f"the aggregator is gone. {last_words(self._guest.socket)}".strip())

@@ -34,9 +34,10 @@ class Place:
 
     Args:
         manifest: digest of the run manifest, 32 bytes.
-        round, attempt: from 1.
+        round: from 1.
+        attempt: from 1; 0 where a client is asked for a key.
         client: number in the roster.
-        start_model: SHA-256 of the model that training started from.
+        start_model: SHA-256 of the model that training started from, salted where it was released sealed.
         previous: digest of the last round's receipt.
         evidence: SHA-256 of the report's signed bytes. Its signature is malleable and stays out.
     """

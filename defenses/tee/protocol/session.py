@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,12 @@ from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.channel.channel import Message, Setup, Turn
-from privbench.defenses.tee.platforms import Unavailable
-from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing
+from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing, unlocking
 from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
-from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, Relying, opened
+from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, opened
+from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.protocol.run import Run
 from privbench.defenses.tee.wire import unpack
 
@@ -37,8 +37,9 @@ class AttestedSession:
 
     def __init__(self, channel: "Attested", setup: Setup, state: ServerState):
         self._run = Run(channel, setup, state.round)
+        unlocking.remember(self._run, state)
         try:
-            self._unlock(state)
+            unlocking.unlock(self._run, state)
         except BaseException:
             self._run.close()
             raise
@@ -68,13 +69,10 @@ class AttestedSession:
         """The model that this client starts from, and the salt of its digest where it came sealed."""
         if inbox.get("key") is None:
             return received, None
-        floats, key = self._opened(inbox["key"], Path(inbox["model"]).read_bytes(), client, opening.round - 1)
-        return sealing.vector(floats), downlink.salt(key)
-
-    def _opened(self, sealed: bytes, model: bytes, client: int, round: int) -> tuple[bytes, bytes]:
-        """A round's model, and its key, as a client opens them."""
-        key = downlink.open_key(sealed, model_key(self._run.client_keys[client]), self._run.manifest.digest, round)
-        return unpack(downlink.open_model(model, key, self._run.manifest.digest, round))["model"], key
+        private, digest, last = model_key(self._run.client_keys[client]), self._run.manifest.digest, opening.round - 1
+        key = downlink.open_key(inbox["key"], private, digest, last)
+        model = downlink.open_model(Path(inbox["model"]).read_bytes(), key, digest, last)
+        return sealing.vector(unpack(model)["model"]), downlink.salt(key)
 
     def _here(
         self,
@@ -88,8 +86,8 @@ class AttestedSession:
     ) -> tuple[bytes, dict[str, float]]:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
-        relying = _relying(self._run.relying_on, tuple(inbox["certificates"]))
-        head, age = Head(*state.get("head", (0, FIRST))), time.monotonic() - state["time"]
+        relying = self._run.relying(tuple(inbox["certificates"]))
+        head, age = Head(*state.get("head", (0, FIRST))), inbox["delivered"] - state["time"]
         digest = downlink.digest(sealing.floats(received), salt)
         relying.check(opening, client, state["nonce"], inbox["path"], digest, head, age)
         checked = time.perf_counter()
@@ -116,9 +114,10 @@ class AttestedSession:
             "manifest": self._run.manifest.canonical(),
             "opening": dict(inbox["opening"]),
             "certificates": list(inbox["certificates"]),
+            "tcb_floor": self._run.relying_on.tcb_floor,
             "path": inbox["path"],
             "nonce": state["nonce"],
-            "age": time.monotonic() - state["time"],
+            "age": inbox["delivered"] - state["time"],
             "head": list(state.get("head", (0, FIRST))),
             "client": client,
             "model": sealing.floats(received),
@@ -142,33 +141,40 @@ class AttestedSession:
         for client in sorted({m.client for m in messages} - set(joins)):
             # One client's mistake must not stop the others' round.
             refusal = Refused("malformed_nonce", f"{binding.NONCE} bytes are right")
-            self._run.folder.refused(state.round + 1, client, refusal, "host")
+            self._run.refusals.add(state.round + 1, client, refusal, "host")
         answer = self._run.open(state.round + 1, attempt, joins)
         shared = {"opening": answer["opening"], "certificates": answer["certificates"], "guests": self._run.guests}
+        # All clients receive the opening now, each by its own clock. A simulated one trains when its turn has come.
+        shared["delivered"] = time.monotonic()
         return {c: {**shared, "path": answer["paths"][str(c)], **self._run.sealed_for(c)} for c in joins}
 
     def server(
         self, messages: Iterable[Message], pipeline: Pipeline, state: ServerState, context: RoundContext
     ) -> tuple[Released, dict[str, RoundView]]:
-        if self._run.opened != context.round:
-            # A cohort without clients: nobody joined, and the round is opened all the same.
-            messages = list(messages)
-            self.relay("join", [], state)
         costs: defaultdict[str, float] = defaultdict(float)
         sizes: dict[int, int] = {}
         seconds: dict[int, float] = {}
+        refused: list[int] = []
 
         def sealed() -> Iterable[bytes]:
             for message in messages:
                 for name, value in message.costs.items():
                     costs[name] += value
                 if isinstance(message.payload, Refused):
-                    self._run.folder.refused(context.round, message.client, message.payload, "client")
+                    self._run.refusals.add(context.round, message.client, message.payload, "client")
+                    refused.append(message.client)
                     continue
                 sizes[message.client], seconds[message.client] = message.size, message.seconds
                 yield message.payload
 
-        answer = self._run.close_round(context.round, sealed(), lambda: {"sizes": sizes, "seconds": seconds}, costs)
+        coming = sealed()
+        first = list(islice(coming, 1))
+        if refused and not first and not self._run.manifest.least_cohort:
+            # A sampled round may be empty, and is released as noise; one that all who joined refuse must not be.
+            why = self._run.refusals.why(context.round)
+            raise RoundRefused(f"no_update: nobody sends one in round {context.round}, nothing is released{why}")
+        seen = {"sizes": sizes, "seconds": seconds}
+        answer = self._run.close_round(context.round, chain(first, coming), lambda: seen, costs)
         return self._outcome(answer, state, context)
 
     def stored(self, state: ServerState, context: RoundContext) -> tuple[Released, dict[str, RoundView]] | None:
@@ -177,14 +183,14 @@ class AttestedSession:
 
     def recover(self, state: ServerState) -> None:
         self._run.restart()
-        self._unlock(state)
+        unlocking.unlock(self._run, state)
 
     @property
     def assurance(self) -> str:
         return self._run.assurance()
 
-    def close(self) -> None:
-        self._run.close()
+    def close(self, over: bool = False) -> None:
+        self._run.close(over)
 
     def _outcome(
         self, answer: dict[str, Any], state: ServerState, context: RoundContext
@@ -203,33 +209,3 @@ class AttestedSession:
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
         released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
         return released, by_adversary(full, models=not sealed)
-
-    def _unlock(self, state: ServerState) -> None:
-        """Have a client give the key of the last release to an aggregator that went on from its sealed state.
-
-        Raises:
-            Unavailable: the client refuses it.
-        """
-        run, release = self._run, self._run.folder.stored
-        if not run.locked or release is None or not run.client_keys:
-            return
-        heads = {c: Head(*kept.get("head", (0, FIRST))) for c, kept in state.clients.items()}
-        client = max(heads, key=lambda c: heads[c].round, default=0)  # who knows most sees a rollback
-        nonce, begun = secrets.token_bytes(32), time.monotonic()
-        answer = run.ask_key(client, nonce)
-        opening, path = opened(answer["opening"]), answer["paths"][str(client)]
-        try:
-            floats, key = self._opened(release["keys"][client], release["model"], client, release["round"])
-            digest, head = downlink.digest(floats, downlink.salt(key)), heads.get(client, Head())
-            relying = _relying(run.relying_on, tuple(answer["certificates"]))
-            relying.check(opening, client, nonce, path, digest, head, time.monotonic() - begun)
-        except Refused as refusal:
-            raise Unavailable(f"client {client} doesn't give the aggregator its state's key: {refusal}") from None
-        place = sealing.place(opening, client)
-        run.unlock(sealing.sign(sealing.enclose(key, place, opening.kem_key), place, run.client_keys[client]))
-
-
-@lru_cache(maxsize=4)
-def _relying(on: Any, certificates: tuple[bytes, ...]) -> Relying:
-    """Parsed once a process: what each of its clients relies on is the same, what each checks is its own."""
-    return on.relying(certificates)

@@ -123,13 +123,13 @@ class ClientGuest:
         seconds = {"checking_seconds": checked - started, "proving_seconds": time.perf_counter() - trained}
         return {"sealed": sealed, "proof": fields, "costs": seconds}
 
-    def _parsed(self, raw: bytes, chain: tuple[bytes, ...]) -> Relying:
+    def _parsed(self, raw: bytes, chain: tuple[bytes, ...], tcb_floor: str) -> Relying:
         software = self._manifest(raw).platform == "software"
-        return Relying(self._manifest(raw), chain, self._root if software else None, host_data=software)
+        return Relying(self._manifest(raw), chain, self._root if software else None, tcb_floor, host_data=software)
 
     def _check(self, opening: Opening, request: dict[str, Any]) -> None:
         chain = tuple(request["certificates"])
-        relying = self._relying(request["manifest"], chain)
+        relying = self._relying(request["manifest"], chain, request["tcb_floor"])
         digest = downlink.digest(request["model"], request["model_salt"])
         head, age = Head(*request["head"]), request["age"]
         relying.check(opening, request["client"], request["nonce"], request["path"], digest, head, age)

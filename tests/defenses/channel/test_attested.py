@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,9 +28,10 @@ from privbench.defenses.aggregation import ClippedMean, CoordinateMedian
 from privbench.defenses.channel import Attested, ChannelLost, Session
 from privbench.defenses.release import CentralGaussian
 from privbench.defenses.tee.platforms import Unavailable
+from privbench.defenses.tee.platforms.host import hurry
 from privbench.defenses.tee.protocol import folder as kept
 from privbench.defenses.tee.protocol.receipts import read
-from privbench.defenses.tee.protocol.run import RoundRefused
+from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.protocol.session import AttestedSession
 
 TEE = Defense(channel=Attested())
@@ -193,6 +195,47 @@ def test_an_aggregator_that_keeps_dying_stops_the_run(attested: Any, monkeypatch
 
     monkeypatch.setattr(session._run, "restart", doomed)
     kill(session)
+    with pytest.raises(ChannelLost, match="the aggregator is gone"):
+        finish(made, session, made.start())
+
+
+@pytest.mark.parametrize("while_it", ["waits for an answer", "hands a message over"])
+def test_an_aggregator_that_hangs_is_started_again(
+    federation: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, while_it: str
+):
+    """Stopped, not dead: its socket stays open, and takes no more than a buffer of what is written."""
+    made = federation(Defense(channel=Attested(patience=3.0)))
+    session = made.session(made.start(), "a run", tmp_path)
+    assert isinstance(session, AttestedSession)
+    send, stopped, begun = session._run._send, [], time.monotonic()
+
+    def stopping(raw: bytes) -> None:
+        if session._run.opened == 1 and not stopped:
+            stopped.append(session._run._guest.pid)
+            os.kill(stopped[0], signal.SIGSTOP)
+            if while_it == "hands a message over":
+                raw = bytes(8 << 20)
+        send(raw)
+
+    monkeypatch.setattr(session._run, "_send", stopping)
+    try:
+        rounds = finish(made, session, made.start())
+        assert session._run._guest.pid != stopped[0]
+        assert time.monotonic() - begun < 60
+        assert torch.equal(rounds[-1].state.model, plain_model(federation))
+        assert read((tmp_path / "round-0001.receipt.json").read_bytes())[0].attempt == 2
+    finally:
+        session.close()
+
+
+def test_an_aggregator_that_always_hangs_stops_the_run_by_name(attested: Any, monkeypatch: pytest.MonkeyPatch):
+    made, session, _ = attested
+    session._run.channel = replace(session._run.channel, patience=0.5)
+    monkeypatch.setattr(session._run, "restart", lambda: None)
+    hurry(session._run._guest.connection, 0.5)
+    os.kill(session._run._guest.pid, signal.SIGSTOP)
+    with pytest.raises(ChannelLost, match=r"the aggregator has not answered for 0\.5 s"):
+        session.relay("join", [], made.start())
     with pytest.raises(ChannelLost, match="the aggregator is gone"):
         finish(made, session, made.start())
 

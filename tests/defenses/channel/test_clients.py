@@ -174,6 +174,33 @@ def test_tampered_code_is_refused_and_a_dead_guest_is_a_silent_client(
     assert session.assurance == "software"
 
 
+def test_a_guest_that_hangs_is_ended_and_launched_anew(
+    start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made, session = start(None, channel=replace(CHANNEL, patience=4.0))
+    relay, stopped = session.relay, []
+
+    def stopping(phase: str, messages: Any, state: Any) -> Any:
+        inbox = relay(phase, messages, state)
+        if not stopped:
+            stopped.append(session._run._guests._guests[0].pid)
+            os.kill(stopped[0], signal.SIGSTOP)
+            return {c: box for c, box in inbox.items() if c == 0} | {1: {**inbox[1], "guests": spare}}
+        return inbox
+
+    # Client 1 has a guest of its own, so that the round has an update.
+    (launched,) = session._run._host.launch_several(session._run._guests._launches[:1])
+    launched.connection.close()
+    spare = {"agreed": {launched.socket: launched.pid}}
+    monkeypatch.setattr(session, "relay", stopping)
+    refused = [refused for _, refused in finish(made, session)]
+    assert refused == [{"silent": 3}, {}]
+    said = [json.loads(line) for line in (tmp_path / "refusals.jsonl").read_text().splitlines()]
+    assert (said[0]["client"], said[0]["name"]) == (0, "guest_lost")
+    assert said[0]["reason"] == "the client's guest has not answered for 4 s"
+    assert session._run._guests._guests[0].pid != stopped[0]
+
+
 def test_the_tampered_guest_crafts_what_the_plaintext_client_would(task: Classification, mlp: torch.nn.Module):
     """The patch is real code: with it, training ends at the replaced update."""
     made = federation(task, mlp, Defense(), Backdoor(boost="replace"))

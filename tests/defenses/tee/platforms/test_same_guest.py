@@ -21,13 +21,14 @@ from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
 from privbench.defenses.channel import Attested
 from privbench.defenses.tee import chain as chains
+from privbench.defenses.tee import policy
 from privbench.defenses.tee.platforms import Evidence, Unavailable, same_guest
 from privbench.defenses.tee.platforms.host import Launch
 from privbench.defenses.tee.platforms.same_guest import SameGuest
 from privbench.defenses.tee.platforms.sev_snp import SEVSNP
 from privbench.defenses.tee.protocol import program
 from privbench.defenses.tee.protocol.program import PROGRAM
-from privbench.defenses.tee.protocol.run import RoundRefused
+from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.wire import pack, unpack
 
 SNP = Defense(channel=Attested(platform="sev_snp"))
@@ -108,13 +109,35 @@ def test_a_run_is_not_continued_in_another_guest(
     side = made.client_side(session)
     engine = engines.start(side, 1, torch.device("cpu"), apart=True)
     try:
-        with pytest.raises(RoundRefused, match="least_cohort"):
+        with pytest.raises(RoundRefused, match=r"least_cohort: 0 clients .* refused: wrong_measurement x3"):
             list(made.run(made.start(), side, engine))
     finally:
         engine.close()
         session.close()
     refusals = (tmp_path / "refusals.jsonl").read_text().splitlines()
     assert sum('"by": "client", "name": "wrong_measurement"' in line for line in refusals) == 3
+
+
+def test_clients_demand_patched_firmware_unless_the_configuration_waives_it(
+    processor: Any, task: Classification, mlp: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(policy, "ADVISORY", {"Milan": {"snp": 255}})
+    for floor in ("none", "advisory"):
+        settings = FederationSettings(clients=3, rounds=1)
+        made = Federation(settings, task, mlp, Defense(channel=Attested(platform="sev_snp", tcb_floor=floor)))
+        session: Any = made.session(made.start(), "a run", tmp_path / floor)
+        side = made.client_side(session)
+        engine = engines.start(side, 1, torch.device("cpu"), apart=True)
+        try:
+            if floor == "none":
+                assert len(list(made.run(made.start(), side, engine))) == 1
+                assert session.assurance == "none", "an audit demands it all the same"
+                continue
+            with pytest.raises(RoundRefused, match=r"clients refused: evidence x3 .tcb_floor: reported_tcb snp"):
+                list(made.run(made.start(), side, engine))
+        finally:
+            engine.close()
+            session.close()
 
 
 def test_a_machine_that_is_no_guest_is_refused_before_anything_is_trained(

@@ -50,6 +50,7 @@ class Forge:
         rounds: how many are run; ``ROUNDS`` are agreed.
         measurement, host_data: of the guest; None is the manifest's digest.
         authority: which software platform's keys sign.
+        recipients: of a sealed downlink.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class Forge:
     measurement: bytes = MEASUREMENT
     host_data: bytes | None = None
     authority: int = 0
+    recipients: tuple[str, ...] = ()
     signing: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     clients: list[Ed25519PrivateKey] = field(
         default_factory=lambda: [Ed25519PrivateKey.generate() for _ in range(CLIENTS)]
@@ -101,7 +103,8 @@ class Forge:
             "greatest_age": 60.0,
             "roster": roster,
             "authority": public(enroller).hex(),
-            "enrolment": enroller.sign(roster_bytes("a-run", salt, roster)).hex(),
+            "enrolment": enroller.sign(roster_bytes("a-run", salt, roster, self.recipients)).hex(),
+            "recipients": self.recipients,
             "auditors": (self.auditor.public_key().public_bytes_raw().hex(),),
         }
         return Manifest(**{**fields, **self.changes})

@@ -39,6 +39,8 @@ def test_another_manifest_is_refused(forge: Forge) -> None:
         {"privacy": {"delta": 1}},
         {"aggregation": {"clip": 1}},
         {"layout": {"names": 3}},
+        {"recipients": ("zz" * 32,)},
+        {"recipients": ("00" * 31,)},
     ],
 )
 def test_a_malformed_manifest_is_refused(forge: Forge, changes: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """Audits of whole chains: an honest run holds, and each alteration is refused by its name."""
 
+import hashlib
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privbench.defenses.tee import certificates
-from privbench.defenses.tee.protocol.audit import assurance, audit
+from privbench.defenses.tee.protocol import downlink
+from privbench.defenses.tee.protocol.audit import Audit, assurance, audit
 from privbench.defenses.tee.protocol.opening import Head
+from privbench.defenses.tee.wire import pack
 
-from .conftest import FILES, ROUNDS, Forge, authority, failed, sha
+from .conftest import CLIENTS, FILES, ROUNDS, Forge, authority, failed
 
 
 def epsilon_lowered(forge: Forge) -> list[dict[str, Any]]:
@@ -213,9 +217,54 @@ def test_certificates_are_judged_at_the_given_time(honest: Forge) -> None:
         audit(honest.folder, at=datetime(2026, 1, 1))
 
 
-def test_the_final_model_is_compared(honest: Forge) -> None:
-    assert failed(honest, model=bytes.fromhex(sha("model", 3))) == []
-    assert failed(honest, model=bytes.fromhex(sha("model", 2))) == ["final_model"]
+def final_model(found: Audit) -> tuple[str, str]:
+    """The check's status and reason."""
+    return next((c.status, c.reason) for c in found.checks.checks if c.name == "final_model")
+
+
+def test_the_final_model_is_compared(forge: Forge, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.write_bytes(b"weights")
+    assert failed(forge, model=model) == ["final_model"]
+    forge.resign(3, model=hashlib.sha256(b"weights").hexdigest())
+    assert failed(forge, model=model) == []
+
+
+def test_a_sealed_model_is_compared_by_a_recipient(another: Callable[..., Forge], tmp_path: Path) -> None:
+    """The receipts' digests are salted; the salt comes from the last release's key, which recipients alone open."""
+    keys = [X25519PrivateKey.generate() for _ in range(CLIENTS + 1)]
+    public = [k.public_key().public_bytes_raw() for k in keys]
+    recipients = tuple(k.hex() for k in public)
+    forge = another(recipients=recipients)
+    model, folder, digest = tmp_path / "model", forge.folder, forge.manifest.digest
+    model.write_bytes(b"weights")
+    key = downlink.new_key()
+    forge.resign(3, model=downlink.digest(b"weights", downlink.salt(key)).hex())
+    sealed = downlink.seal((key, b""), (downlink.new_key(), b""), digest, 3, public, CLIENTS)
+
+    def store(round: int = 3, keys: Any = sealed.keys) -> None:
+        (folder / "release.bin").write_bytes(pack({"round": round, "keys": keys}))
+
+    store()
+    found = audit(folder, model=model)
+    assert found.accepted
+    assert final_model(found)[0] == "not-applicable"
+    assert "no recipient's key was given" in final_model(found)[1]
+    assert any("digests are salted" in said for said in found.cannot_show)
+    for own in (keys[0], keys[-1]):
+        assert final_model(audit(folder, model=model, recipient=own))[0] == "pass"
+    stranger = audit(folder, model=model, recipient=X25519PrivateKey.generate())
+    assert final_model(stranger) == ("fail", "recipient: the manifest names no such recipient")
+    model.write_bytes(b"weightz")
+    assert failed(forge, model=model, recipient=keys[0]) == ["final_model"]
+    model.write_bytes(b"weights")
+    altered: list[dict[str, Any]]
+    altered = [{"round": 2}, {"keys": 3}, {"keys": list(sealed.keys[1:])}, {"keys": [b""] * len(public)}]
+    for stored in altered:
+        store(**stored)
+        assert failed(forge, model=model, recipient=keys[0]) == ["final_model"]
+    (folder / "release.bin").write_bytes(b"x")
+    assert failed(forge, model=model, recipient=keys[0]) == ["final_model"]
 
 
 def test_roots_of_the_caller_replace_the_folders(honest: Forge) -> None:
@@ -227,6 +276,14 @@ def test_roots_of_the_caller_replace_the_folders(honest: Forge) -> None:
 def test_a_platform_with_amds_keys_takes_no_root_from_the_folder(another: Callable[..., Forge]) -> None:
     refused = failed(another(changes={"platform": "sev_snp"}), tcb_floor="none", allow=["software-tee"])
     assert {"report.software_tee", "report.root_key"} <= set(refused)
+
+
+def test_what_all_in_one_guest_leaves_open_is_said(another: Callable[..., Forge], honest: Forge) -> None:
+    found = audit(another(changes={"platform": "sev_snp"}).folder, host_data=None)
+    assert any("all of them in one guest" in said for said in found.cannot_show)
+    assert any("HOST_DATA was not compared" in said for said in found.cannot_show)
+    assert "report.host_data" not in found.failed
+    assert not any("one guest" in said for said in audit(honest.folder).cannot_show)
 
 
 def test_host_data_is_demanded_unless_waived(another: Callable[..., Forge]) -> None:

@@ -82,6 +82,7 @@ def test_options_reach_the_audit(forge: Forge, tmp_path: Path, capsys: pytest.Ca
         ("--root", "nowhere.der"),
         ("--model", "nowhere.bin"),
         ("--auditor-key", "nowhere.key"),
+        ("--recipient-key", "nowhere.key"),
     ],
 )
 def test_bad_usage_is_one_line(honest: Forge, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
