@@ -3,11 +3,14 @@
 import sys
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from privbench.benchmarks.build import ConfigError
+
+_CHANNEL = "defense/channel"
 
 
 def job(config: DictConfig) -> str:
@@ -32,7 +35,7 @@ def job(config: DictConfig) -> str:
         # A sweep's jobs were checked before the first one started, unless its sweeper chooses as it goes.
         print(f"privbench: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    choices = _choices(hydra)
     progress = Progress(_label(choices, prepared.experiment.seed))
     outcome = run(prepared, choices, progress, _parallel_jobs(hydra.launcher))
     done = {"ran": outcome.status, "resumed": f"{outcome.status} (resumed)", "kept": f"{outcome.status} before, kept"}
@@ -46,9 +49,24 @@ def job(config: DictConfig) -> str:
     return outcome.status
 
 
+def _choices(hydra: DictConfig) -> dict[Any, Any]:
+    """The option of each group; ``channel`` beside them where it isn't the one that the defense's option has itself."""
+    from privbench.benchmarks.sweep import CONFIG
+
+    choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    defense, channel = choices.get("defense"), choices.get(_CHANNEL)
+    named = any(o.startswith(_CHANNEL) for o in hydra.overrides.task) or choices.get("experiment")
+    if not (defense and channel and named):
+        return choices
+    loader = GlobalHydra.instance().config_loader()
+    own = loader.load_configuration(CONFIG, [f"defense={defense}"], run_mode=RunMode.RUN)
+    return choices if own.hydra.runtime.choices.get(_CHANNEL) == channel else {**choices, "channel": channel}
+
+
 def _label(choices: dict[Any, Any], seed: int) -> str:
     # ``~poisoning`` leaves no choice.
     task, defense, poisoning = (choices.get(group, "none") for group in ("task", "defense", "poisoning"))
+    defense += f" {_CHANNEL}={choices['channel']}" if "channel" in choices else ""
     return f"{task} {defense} poisoning={poisoning} seed={seed}"
 
 

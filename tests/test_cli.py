@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from privbench.benchmarks import cli
+from privbench.benchmarks.results.load import load
 from privbench.benchmarks.tasks import picture
 
 SCRIPT = Path(sys.executable).with_name("privbench")
@@ -181,6 +182,27 @@ def test_control_c_is_one_line_and_the_same_command_resumes(tmp_path):
     assert started.returncode == 130
     assert error.strip().splitlines()[-1] == "privbench: interrupted; the same command resumes"
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "defense"),
+    [
+        (["defense=tee", "defense/channel=plaintext"], "tee, plaintext channel"),
+        (["defense=median", "defense/channel=plaintext"], "median"),
+        (["experiment=mine"], "none, attested channel"),
+    ],
+)
+def test_a_channel_that_is_not_the_defenses_own_is_in_its_label(tmp_path, capsys, overrides, defense):
+    folder = tmp_path / "own" / "experiment"
+    folder.mkdir(parents=True)
+    mine = "# @package _global_\ndefaults:\n  - override /defense/channel: attested\n  - _self_\n"
+    (folder / "mine.yaml").write_text(mine)
+    given = ["--config-dir", tmp_path / "own", "task.records=60", "federation.rounds=1", f"results_dir={tmp_path}"]
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["run", *SMALL, *overrides, *map(str, given)])
+    assert defense in capsys.readouterr().out
+    (run,) = load(tmp_path).runs
+    assert run.defense == defense
 
 
 def test_run_help_lists_groups_and_choices(tmp_path):

@@ -206,7 +206,7 @@ def _assurance(arm: Arm) -> list[Refusal]:
 
 def _bare(run: Run) -> Run:
     settings = {k: v for k, v in run.settings.items() if k not in ("defense", "poisoning")}
-    choices = {**run.choices, "defense": "none", "poisoning": "none"}
+    choices = {**run.choices, "defense": "none", "poisoning": "none", "channel": None}
     nothing = dict.fromkeys(("assurance", "shown_assurance"), "none")
     return replace(run, manifest={**run.manifest, "settings": settings, "choices": choices, **nothing})
 

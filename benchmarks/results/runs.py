@@ -99,7 +99,9 @@ class Run:
 
     @property
     def defense(self) -> str:
-        return self.choices.get("defense") or "none"
+        """The option's name, and the channel's where it isn't that option's own: ``median, attested channel``."""
+        name, channel = self.choices.get("defense") or "none", self.choices.get("channel")
+        return f"{name}, {channel} channel" if channel else name
 
     @property
     def poisoning(self) -> str:

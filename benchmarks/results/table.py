@@ -291,6 +291,9 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         notes.append("MSE: in squared standard deviations; the lower, the more leaks; (trivial): the best guess.")
     if any("software TEE" in a.more for a in arms):
         notes.append("software TEE: the attestation is emulated, and nothing is assured by hardware.")
+    shared = [a.label for a in arms if any(r.manifest.get("isolation") == "same_guest" for r in a.runs)]
+    if shared:
+        notes.append(f"isolation same_guest (all parties in one guest, the owner outside): {'; '.join(shared)}.")
     revisions = sorted({r.revision for a in arms for r in a.runs})
     if len(revisions) > 1:
         notes.append(f"MIXED REVISIONS: {', '.join(revisions)}.")

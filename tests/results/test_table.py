@@ -20,6 +20,13 @@ def test_one_arm_says_n_1_and_has_no_interval(fake):
     assert "n=1: one seed, so no interval." in found.notes
 
 
+def test_what_separated_the_parties_is_said_where_one_guest_held_them(fake):
+    fake.run()
+    assert not any("same_guest" in n for n in table(load(fake.root)).notes)
+    fake.run("krum", isolation="same_guest")
+    assert "isolation same_guest (all parties in one guest, the owner outside): krum." in table(load(fake.root)).notes
+
+
 def test_seeds_show_their_interval(fake):
     for seed in range(3):
         fake.run(accuracy=0.8, rounds=20, seed=seed)

@@ -21,6 +21,7 @@ from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
 from privbench.defenses.channel import Attested, ChannelLost
+from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Unavailable
 from privbench.defenses.tee.protocol import sealing
 from privbench.defenses.tee.protocol.audit import audit
@@ -131,7 +132,7 @@ def test_what_is_left_for_each_adversary(sealed: Any):
     assert [p.name for p in folder.glob("model-*.bin")] == [f"model-{ROUNDS:04d}.bin"]
 
 
-def test_receipts_name_models_by_salted_digests(sealed: Any):
+def test_receipts_name_models_by_salted_digests(sealed: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     made, session, folder = sealed
     done = [r.released.model for r in rounds(made, session, made.start())]
     receipts = [read((folder / f"round-{n:04d}.receipt.json").read_bytes())[0] for n in range(1, ROUNDS + 1)]
@@ -139,6 +140,12 @@ def test_receipts_name_models_by_salted_digests(sealed: Any):
     assert not {r.model for r in receipts} & {sealing.model_digest(m).hex() for m in done}
     assert [r.start_model for r in receipts[1:]] == [r.model for r in receipts[:-1]]
     assert audit(folder, host_data=None).accepted
+    (tmp_path / "model").write_bytes(done[-1].numpy().tobytes())
+    command = ["receipt", "verify", str(folder), "--model", str(tmp_path / "model")]
+    assert attest(command) == 0
+    assert "not-applicable  final_model" in capsys.readouterr().out
+    assert attest([*command, "--recipient-key", str(folder / "recipient_key.bin")]) == 0
+    assert "pass            final_model" in capsys.readouterr().out
 
 
 def kill(session: AttestedSession) -> None:
