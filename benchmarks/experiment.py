@@ -18,6 +18,7 @@ from privbench.benchmarks.federation.federation import Federation, number_of_cli
 from privbench.benchmarks.federation.server import ServerSGD
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.measures.leakage import Leakage
+from privbench.benchmarks.results.published import Published
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
 from privbench.benchmarks.tasks.models.dense import LogisticRegression
@@ -40,6 +41,7 @@ class Experiment:
         name: of the sweep that this run belongs to.
         rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``.
         trusted_targets: packages besides privbench that ``_target_`` may name.
+        published: figures that a paper reports of this experiment, for the report.
     """
 
     task: Classification
@@ -55,6 +57,7 @@ class Experiment:
     name: str | None = field(default=None, metadata=RUNTIME)
     rerun: Literal["never", "stale", "all"] = field(default="never", metadata=RUNTIME)
     trusted_targets: tuple[str, ...] = field(default=(), metadata=RUNTIME)
+    published: tuple[Published, ...] = field(default=(), metadata=RUNTIME)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")

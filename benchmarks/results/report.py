@@ -11,6 +11,7 @@ from privbench.benchmarks.results.leakage_curves import leakage_curves
 from privbench.benchmarks.results.leakage_table import leakage_table
 from privbench.benchmarks.results.load import Refusal, Results, load
 from privbench.benchmarks.results.privacy import privacy
+from privbench.benchmarks.results.published import published
 from privbench.benchmarks.results.style import save, slug
 from privbench.benchmarks.results.table import Table, table
 
@@ -26,6 +27,7 @@ class Report:
         refused: arms without a mean, and why.
         privacy: client-level mechanisms side by side, if there are several.
         leakage: what each adversary reconstructed, if anything was attacked.
+        published: published figures beside measured ones, where the experiment is a paper's.
     """
 
     folder: Path
@@ -34,6 +36,7 @@ class Report:
     refused: tuple[Refusal, ...]
     privacy: Table | None = None
     leakage: Table | None = None
+    published: Table | None = None
 
     @property
     def status(self) -> int:
@@ -64,8 +67,10 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     shown = replace(shown, notes=(*shown.notes, *(f"REFUSED {r}" for r in refused)))
     compared, leaked = privacy(kept), leakage_table(kept)
     files = [*_texts(folder, "table", shown), *_texts(folder, "privacy", compared), *_texts(folder, "leakage", leaked)]
+    beside = published(kept)
+    files += _texts(folder, "published", beside)
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked)
+    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside)
     if console is not None:
         _print(made, console)
     return made
@@ -105,7 +110,7 @@ def _figures(results: Results, folder: Path) -> list[Path]:
 
 
 def _print(made: Report, console: Console) -> None:
-    for shown in filter(None, (made.table, made.privacy)):
+    for shown in filter(None, (made.table, made.privacy, made.published)):
         for block in shown.blocks(console.width):
             console.print(block)
         for note in shown.notes:

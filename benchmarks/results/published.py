@@ -1,0 +1,102 @@
+"""Published figures beside measured ones, for experiments that repeat a paper's."""
+
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from privbench.benchmarks.build import require
+from privbench.benchmarks.results.arms import Arm
+from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.style import words
+from privbench.benchmarks.results.table import Table
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published figure; it changes no number of a run.
+
+    Args:
+        metric: this suite's name of it.
+        value: as published, in the metric's unit.
+        spread: the published standard deviation, if there is one.
+        of: what it is a figure of, in words, with whatever differs from the run.
+        source: paper and table.
+        defense: only beside arms of this defense; ``None``: beside all.
+    """
+
+    metric: str
+    value: float
+    of: str
+    source: str
+    spread: float | None = None
+    defense: str | None = None
+
+    def __post_init__(self) -> None:
+        require(bool(self.metric), "metric", self.metric, "a metric's name, such as psnr_db")
+        require(self.spread is None or self.spread >= 0, "spread", self.spread, "at least 0, or null")
+
+
+def published(results: Results) -> Table | None:
+    """Measured beside reported, one row an arm, adversary and figure; ``None`` without published figures.
+
+    Measured is the mean and the standard deviation over all attacks of an arm, as papers state theirs over images; one
+    failed attack leaves no number.
+    """
+    rows = [(a, f, x) for a in results.arms() for f in _stated(a) for x in _seen(a, f.metric)]
+    if not rows:
+        return None
+    headers = ("defense", "setting", "n", "metric", "seen by", "measured", "attacks", "reported", "difference")
+    cells, records = [], []
+    for arm, figure, adversary in rows:
+        values = arm.pooled(figure.metric, adversary)
+        done, made = arm.attacks(figure.metric, adversary)
+        found = mean(values) if values else None
+        spread = stdev(values) if len(values) > 1 else None
+        difference = None if found is None else found - figure.value
+        cells.append(
+            (
+                arm.defense,
+                "\n".join(arm.more),
+                f"n={arm.n}",
+                figure.metric,
+                words(adversary),
+                _shown(found, spread),
+                f"{done} of {made}",
+                _shown(figure.value, figure.spread),
+                "—" if difference is None else f"{difference:+.2f}",
+            )
+        )
+        records.append(
+            {
+                "arm": arm.label,
+                "seeds": " ".join(map(str, arm.seeds)),
+                "metric": figure.metric,
+                "adversary": adversary,
+                "measured": found,
+                "measured_std": spread,
+                "attacks": made,
+                "attacks_done": done,
+                "reported": figure.value,
+                "reported_std": figure.spread,
+                "of": figure.of,
+                "source": figure.source,
+            }
+        )
+    notes = dict.fromkeys(f"{f.metric} {_shown(f.value, f.spread)}: {f.of} ({f.source})." for _, f, _ in rows)
+    return Table(headers, tuple(cells), (*notes, "a ± b: mean and standard deviation over attacks."), tuple(records))
+
+
+def _stated(arm: Arm) -> list[Published]:
+    config: dict[str, Any] = arm.runs[0].manifest.get("config") or {}
+    made = [Published(**{k: v for k, v in f.items() if k != "_target_"}) for f in config.get("published") or ()]
+    return [f for f in made if f.defense in (None, arm.defense)]
+
+
+def _seen(arm: Arm, metric: str) -> list[str]:
+    return [x for x in arm.adversaries if arm.leakage(metric, x).state != "absent"]
+
+
+def _shown(value: float | None, spread: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
