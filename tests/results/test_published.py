@@ -1,0 +1,62 @@
+"""Published figures beside measured ones."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.results.load import load
+from privbench.benchmarks.results.published import Published, published
+from privbench.benchmarks.results.report import report
+from privbench.benchmarks.sweep import compose
+
+PAPERS = sorted((Path(__file__).parents[2] / "conf/experiment/paper").glob("*.yaml"))
+FIGURE = {"metric": "psnr_db", "value": 18.0, "spread": 3.33, "of": "100 images", "source": "a paper, Table 1"}
+
+
+def test_measured_stands_beside_reported(fake):
+    fake.run(leakage=15.0, config={"published": [{"_target_": "x.Published", **FIGURE}]})
+    table = published(load(fake.root))
+    assert table is not None
+    (row,) = table.records
+    assert (row["measured"], row["reported"], row["attacks_done"]) == (pytest.approx(15.5), 18.0, row["attacks"])
+    assert "18.00 ± 3.33" in table.text()
+    assert "100 images (a paper, Table 1)" in table.text()
+    assert report(fake.root).published is not None
+    assert (fake.root / "report" / "published.csv").exists()
+
+
+def test_one_failed_attack_leaves_no_measured_number(fake):
+    fake.run(leakage="failed", config={"published": [FIGURE]})
+    table = published(load(fake.root))
+    assert table is not None
+    assert table.records[0]["measured"] is None
+    assert "—" in table.text()
+
+
+def test_a_figure_of_another_defense_is_left_out(fake):
+    fake.run(config={"published": [{**FIGURE, "defense": "dp_local"}]})
+    assert published(load(fake.root)) is None
+
+
+def test_without_published_figures_there_is_no_table(fake):
+    fake.run()
+    assert published(load(fake.root)) is None
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=lambda p: p.stem)
+def test_a_papers_experiment_says_what_was_published(path: Path):
+    """Names follow the file, every figure has a source, and the settings are those of a run that can be built."""
+    stated = yaml.safe_load(path.read_text())
+    assert stated["name"] == path.stem
+    assert all(Published(**{k: v for k, v in f.items() if k != "_target_"}).source for f in stated["published"])
+    overrides = [f"experiment=paper/{path.stem}", "task=digits", "task/partition=iid"]
+    prepared = compose(overrides)
+    assert prepared.experiment.published
+    assert "published" not in prepared.settings
+
+
+def test_a_figure_without_a_name_is_refused():
+    with pytest.raises(ConfigError, match="metric"):
+        Published(**{**FIGURE, "metric": ""})
