@@ -1,29 +1,42 @@
-"""An aggregator in this process, with clients that speak to it: evidence is signed by a software chip made here."""
+"""An aggregator in this process, whose evidence is signed by a software chip made here; and attested federations."""
 
+import os
 import secrets
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import Tensor
 
 from privbench.benchmarks.build import describe
-from privbench.benchmarks.federation.server import ServerSGD
+from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.server import ServerSGD, ServerState
+from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.tasks import Classification
+from privbench.defenses import Defense
 from privbench.defenses.accounting import Facts
-from privbench.defenses.aggregation import Mean
-from privbench.defenses.release import Unchanged
+from privbench.defenses.aggregation import ClippedMean, Mean
+from privbench.defenses.channel import Attested, Session
+from privbench.defenses.release import CentralGaussian, Unchanged
 from privbench.defenses.tee.platforms import Evidence
 from privbench.defenses.tee.platforms.software import authority, firmware
 from privbench.defenses.tee.protocol import sealing
 from privbench.defenses.tee.protocol.aggregator import Aggregator
 from privbench.defenses.tee.protocol.manifest import Manifest, countersigned, new_salt, public, roster_bytes
 from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, Relying, opened
+from privbench.defenses.tee.protocol.session import AttestedSession
 
+TEE = Defense(channel=Attested())
+CENTRAL = {"aggregation": ClippedMean(), "release": CentralGaussian()}
 LAYOUT = Layout(("w",), ((8,),), 1)
 MEASUREMENT = b"m" * 48
 CLIENTS = 3
@@ -144,6 +157,43 @@ def house() -> House:
 @pytest.fixture
 def build_house() -> Callable[..., House]:
     return House
+
+
+@pytest.fixture
+def federation(task: Classification, mlp: torch.nn.Module) -> Callable[..., Federation]:
+    def make(defense: Defense = TEE, **settings: Any) -> Federation:
+        return Federation(FederationSettings(**{"clients": 4, "rounds": 2, **settings}), task, mlp, defense)
+
+    return make
+
+
+def finish(made: Federation, session: Session, state: ServerState) -> list[Any]:
+    side = made.client_side(session)
+    engine = engines.start(side, 1, torch.device("cpu"), apart=True)
+    try:
+        return list(made.run(state, side, engine))
+    finally:
+        engine.close()
+
+
+@pytest.fixture
+def attested(federation: Callable[..., Federation], tmp_path: Path) -> Iterator[Any]:
+    """A federation, its session and its folder."""
+    made = federation()
+    session = made.session(made.start(), "a run", tmp_path / "attestation")
+    assert isinstance(session, AttestedSession)
+    yield made, session, tmp_path / "attestation"
+    session.close()
+
+
+def plain_model(federation: Callable[..., Federation], **settings: Any) -> Tensor:
+    made = federation(Defense(), **settings)
+    side = made.client_side()
+    return list(made.run(made.start(), side, engines.Serial(side)))[-1].state.model
+
+
+def kill(session: AttestedSession) -> None:
+    os.kill(session._run._guest.pid, signal.SIGKILL)
 
 
 __all__ = ["FIRST", "House"]
