@@ -8,12 +8,13 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 
 from privbench.benchmarks import experiment, sweep
+from privbench.benchmarks.tasks.sources import DataMissing
 
 CONF = Path(str(files("privbench.conf")))
 OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.rglob("*.yaml")
-    if path.parent != CONF and path.parent.name != "experiment"
+    if path.parent != CONF and "experiment" not in path.relative_to(CONF).parts
 )
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("") for path in CONF.glob("experiment/**/*.yaml")
@@ -40,8 +41,12 @@ def test_every_option_composes_and_builds(hydra, option):
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
 def test_every_experiment_is_checked_job_by_job(name, tmp_path):
-    jobs = sweep.plan([f"experiment={name}", f"results_dir={tmp_path}"], multirun=False)
-    assert len(jobs.jobs) > 1
+    try:
+        jobs = sweep.plan([f"experiment={name}", f"results_dir={tmp_path}"], multirun=False)
+    except DataMissing as missing:
+        pytest.skip(f"{name} needs its data: {missing}")
+    # A paper's cell may be one run; everything else is a comparison.
+    assert len(jobs.jobs) > 1 or name.parts[0] == "paper"
     assert len({job.id for job in jobs.jobs}) == len(jobs.jobs)
 
 

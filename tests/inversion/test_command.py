@@ -81,7 +81,7 @@ def usual(desk, *more):
 
 def test_the_console_script_attacks_a_dump(desk, tmp_path):
     words = [SCRIPT, "invert", "--model", f"{desk}:make", "--weights", "weights.pt", "--update", "gradient.pt"]
-    words += ["--shape", "1,12,12", "--inputs", "truth.npz", "--attack", "dlg", "--set", "iterations=60"]
+    words += ["--shape", "1,12,12", "--inputs", "truth.npz", "--attack", "idlg", "--set", "iterations=60"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([*words, "--out", "found"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
@@ -203,4 +203,4 @@ def test_help(capsys):
     status, out, _ = invert(capsys, "--help")
     assert status == 0
     assert "privbench invert --model mymodels:make" in out
-    assert "dlg" in out
+    assert "idlg" in out

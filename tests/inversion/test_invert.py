@@ -20,7 +20,7 @@ FAST: dict[str, Any] = {"settings": {"iterations": 1}}
 
 def test_an_image_is_reconstructed(client):
     one = type(client)(client.model, client.x[:1], client.y[:1])
-    found = invert(one.model, one.gradient(), IMAGE, inputs=(one.x, one.y), attack="dlg", settings={"iterations": 150})
+    found = invert(one.model, one.gradient(), IMAGE, inputs=(one.x, one.y), attack="idlg", settings={"iterations": 150})
     assert found.y.tolist() == [3]
     assert found.metrics["psnr_db"] > 40
     assert found.metrics["psnr_db_mosaic"] < 15
@@ -28,7 +28,7 @@ def test_an_image_is_reconstructed(client):
     assert torch.allclose(found.raw, one.x, atol=0.05)
     assert torch.__version__.startswith(found.report["versions"]["torch"])
     # The attack never saw the truth: without it, the reconstruction is the same, bit for bit.
-    blind = invert(one.model, one.gradient(), IMAGE, attack="dlg", settings={"iterations": 150})
+    blind = invert(one.model, one.gradient(), IMAGE, attack="idlg", settings={"iterations": 150})
     assert torch.equal(blind.x, found.x)
     assert blind.metrics == {}
     assert any("no inputs were given" in n for n in blind.notes)
@@ -42,7 +42,7 @@ def test_a_signal(tmp_path):
     F.cross_entropy(model(x), y).backward()
     gradient = [p.grad for p in model.parameters()]
     found = invert(
-        model, gradient, (2, 40), inputs=(x, y), attack="dlg", settings={"iterations": 100}, mean=1.0, std=2.0
+        model, gradient, (2, 40), inputs=(x, y), attack="idlg", settings={"iterations": 100}, mean=1.0, std=2.0
     )
     assert found.metrics["mse"] < 1e-3
     assert found.metrics["mse"] < found.metrics["mse_mean"] / 100
@@ -62,7 +62,7 @@ def test_a_table(tmp_path):
     gradient = [p.grad for p in model.parameters()]
     mean, std = [50.0, 120, 200, 1, 0], [10.0, 20, 40, 1, 1]
     known: dict[str, Any] = {"inputs": (x, y), "mean": mean, "std": std}
-    found = invert(model, gradient, (5,), attack="dlg", settings={"iterations": 100}, **known)
+    found = invert(model, gradient, (5,), attack="idlg", settings={"iterations": 100}, **known)
     assert found.y.tolist() == [1]
     assert found.metrics["mse"] < 1e-4
     rows = [r.split(",") for r in write(found, tmp_path, {})[1].read_text().splitlines()]
@@ -78,7 +78,7 @@ def test_a_regression_with_known_targets():
     x, y = torch.randn(1, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0.7])
     F.mse_loss(model(x).squeeze(1), y).backward()
     gradient = [p.grad for p in model.parameters()]
-    known: dict[str, Any] = {"loss": "mse", "attack": "dlg", "settings": {"iterations": 100}}
+    known: dict[str, Any] = {"loss": "mse", "attack": "idlg", "settings": {"iterations": 100}}
     found = invert(model, gradient, (5,), inputs=(x, y), labels="known", **known)
     assert found.metrics["mse"] < 1e-3
     with pytest.raises(ConfigError, match="labels=inferred: known or joint with loss=mse"):
