@@ -5,7 +5,7 @@ and one unit of epsilon. Clients a round have a figure of their own, in :mod:`.c
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
@@ -85,14 +85,18 @@ def by_setting(arms: Sequence[Arm], axis: Axis) -> Iterator[Curves]:
 
 
 def by_epsilon(arms: Sequence[Arm]) -> Iterator[Curves]:
-    """Curves over arms of one setup, of which some differ in epsilon alone; those without a guarantee stand at ∞."""
+    """Curves over arms of one setup, of which some differ in epsilon alone, with their accuracy below.
+
+    Arms without a guarantee stand at ∞; those with one of another unit against the same adversary have another panel.
+    """
     for members in _alike(arms, lambda a: a.runs[0].setup_key):
         for metric in MEASURES:
             found = []
             for unit, adversary in sorted({p for a in members for p in a.guarantees()}):
-                placed = [(_epsilon(a, unit, adversary), a) for a in members if metric in a.measures(adversary)]
+                own = [a for a in members if metric in a.measures(adversary) and not _elsewhere(a, unit, adversary)]
+                placed = [(_epsilon(a, unit, adversary), a) for a in own]
                 title = f"{unit}-level, seen by {words(adversary)}"
-                found += _panel(title, placed, metric, adversary, _family)
+                found += [_with_accuracy(p) for p in _panel(title, placed, metric, adversary, _family)]
             if found:
                 simulated = any(s.simulated for a in members for s in a.guarantees().values())
                 note = "noise simulated from a seed" if simulated else ""
@@ -145,6 +149,23 @@ def _family(arm: Arm) -> str:
 def _epsilon(arm: Arm, unit: str, adversary: str) -> float:
     stated = arm.guarantees().get((unit, adversary))
     return stated.epsilon if stated else inf
+
+
+def _elsewhere(arm: Arm, unit: str, adversary: str) -> bool:
+    stated = arm.guarantees()
+    return (unit, adversary) not in stated and any(other == adversary for _, other in stated)
+
+
+def _with_accuracy(panel: Panel) -> Panel:
+    """The panel with the accuracy of its runs, and chance where all of them have the same."""
+    lines: dict[str, list[Point]] = {}
+    for name, points in panel.lines.items():
+        for x, arm, _ in points:
+            final = arm.final("accuracy")
+            lines.setdefault(name, []).append((x, arm, replace(final, values=tuple(100 * v for v in final.values))))
+    guessing = {r.chance for points in lines.values() for _, a, _ in points for r in a.runs}
+    known = guessing.pop() if len(guessing) == 1 else None
+    return replace(panel, accuracy=lines, chance=None if known is None else 100 * known)
 
 
 def _adversaries(arms: Iterable[Arm], metric: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Figures of leakage against one setting."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,8 +48,11 @@ def test_epsilon_with_controls_at_infinity(fake):
     assert points(panel)["none"] == [(float("inf"), 24.5)]
     assert set(panel.guesses.values()) == {9.5}
     figure: Any = draw(curves)
-    (axes,) = figure.axes
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "8", "64", "∞"]
+    axes, below = figure.axes
+    assert [t.get_text() for t in below.get_xticklabels()] == ["1", "8", "64", "∞"]
+    assert (below.get_ylabel(), set(panel.accuracy)) == ("accuracy (%)", {"none", "dp_local", "clip_only"})
+    assert {y for line in points(replace(panel, lines=panel.accuracy)).values() for _, y in line} == {78.0}
+    assert panel.chance == 10.0
     ends = {c.get_label(): c for c in axes.containers}
     assert {"dp_local", "none", "clip_only"} <= set(ends)
     last = [float(c.lines[0].get_xdata()[0]) for c in axes.containers if len(c.lines[0].get_xdata()) == 1]
@@ -76,7 +80,14 @@ def test_units_and_adversaries_of_epsilon_have_panels_of_their_own(fake):
     client, record = (points(p) for p in curves.panels)
     assert [x for x, _ in client["krum"]] == [2, 4]
     assert [x for x, _ in record["dp_local"]] == [1, 8]
-    assert {x for x, _ in record["krum"]} == {float("inf")}, "its guarantee is of another unit"
+    assert "krum" not in record, "its guarantee is of another unit, and stands in another panel"
+
+
+def test_large_epsilons_are_powers_of_ten(fake):
+    for epsilon in (1.0, 1e3, 1e4, 1e6):
+        dp(fake, epsilon, 10.0)
+    figure: Any = draw(one(by_epsilon(load(fake.root).arms())))
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["1", "1000", "$10^{4}$", "$10^{6}$"]
 
 
 def test_records_behind_an_update(fake):
