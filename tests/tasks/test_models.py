@@ -45,6 +45,8 @@ XRAY, BEAT, TABLE = spec("image", 1, 64, 64, classes=2), spec("signal", 1, 180, 
         (models.ResNet18(), XRAY, None),
         (models.ResNet18(norm="batch"), DIGITS, None),
         (models.ResNet18(), CIFAR, 11_173_962),
+        (models.ResNet20(), CIFAR, 272_474),
+        (models.ResNet20(width=4, norm="batch"), CIFAR, 4_327_754),
     ],
     ids=show,
 )

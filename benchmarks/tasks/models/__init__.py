@@ -5,7 +5,7 @@ from privbench.benchmarks.tasks.models.convnet import ConvNet
 from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
 from privbench.benchmarks.tasks.models.imprint import ImprintBlock
 from privbench.benchmarks.tasks.models.lenet import LeNet
-from privbench.benchmarks.tasks.models.resnet import ResNet18
+from privbench.benchmarks.tasks.models.resnet import ResNet18, ResNet20
 from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
 from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
 
@@ -18,6 +18,7 @@ __all__ = [
     "LeNet",
     "LogisticRegression",
     "ResNet18",
+    "ResNet20",
     "SignalCNN",
     "SmallCNN",
     "make",
