@@ -121,8 +121,8 @@ def test_a_small_batch_has_the_statistics_that_its_update_tells(scene):
 def test_behind_dead_units_any_records_fit_which_is_a_failure(scene, generator):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
     with torch.no_grad():
-        model[1].weight.zero_()
-        model[1].bias.fill_(-1.0)
+        model.get_parameter("1.weight").zero_()
+        model.get_parameter("1.bias").fill_(-1.0)
     s = scene(model, 3)
     with pytest.raises(AttackFailed, match="says nothing of the records"):
         InvertingGradients(iterations=2).reconstruct(s.view(), s.observation(), generator)
