@@ -17,8 +17,8 @@ from privbench.attacks.leakage.rows import NoRows
 Compile = Literal["auto", "never", "always"]
 
 SIDE_BY_SIDE = 16
-"""Descents that run together. More are no faster on a CPU, and the number must not depend on the machine's workers:
-the last bits of a sum do depend on it."""
+"""Descents that run together, and victims in one piece of a worker's work. Of a LeNet 16 take 0.7 ms each, 8 1.1 ms and
+one 3.6 ms. The number must not depend on the machine's workers: the last bits of a sum do depend on it."""
 
 
 @dataclass(frozen=True)
