@@ -1,20 +1,19 @@
 """The attacks that can be named: every choice of ``conf/leakage`` is one."""
 
-from dataclasses import asdict
-
 import pytest
 
 from privbench.attacks.leakage.grad_inversion import GradInversion
+from privbench.benchmarks.build import describe
 from privbench.benchmarks.inversion import invert
 from privbench.benchmarks.inversion.attacks import make_attack, options
 
 
 @pytest.mark.parametrize("name", options())
 def test_every_choice_can_be_made(name):
-    made = make_attack(name, {})
+    made = describe(make_attack(name, {}))
     for field, value in options()[name].items():
         if field != "_target_":
-            assert asdict(made)[field] == value
+            assert made[field] == value
 
 
 def test_grad_inversion_attacks(normed):
