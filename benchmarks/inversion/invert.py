@@ -151,6 +151,7 @@ def attack_case(
         check_pixels(public, truth.x)
         if known is not None:
             check_labels(known, truth)
+    _check_size(case)
     view = case.view()
     observation = observe(view, 1, 0)
     assert observation is not None, "an update is readable"
@@ -165,6 +166,13 @@ def attack_case(
         metrics = measure(public, found, truth)
     said = notes(case, made, observation, diagnosis, found, truth)
     return Inversion(x, y, found, made, public, case.records, diagnosis, truth, metrics, seconds, said)
+
+
+def _check_size(case: Case) -> None:
+    """Attacks compare gradients by squares of float32 numbers."""
+    length = float(torch.cat([t.reshape(-1) for t in case.dump.tensors]).double().norm()) * abs(case.unit)
+    right = f"a gradient of usual size, its norm is {length:.3g}: squares of its numbers would leave float32; scale it"
+    require(1e-15 < length < 1e15, "update", case.dump.shown, right)
 
 
 def _reconstruct(attack: Attack, view: View, observation: Observation, seed: int) -> tuple[Reconstruction, float]:

@@ -102,3 +102,9 @@ def test_labels_that_contradict_the_inputs_are_refused(client):
         invert(client.model, client.gradient(), IMAGE, labels=[9, 9, 9, 9], **known)
     invert(client.model, client.gradient(), IMAGE, labels=[1, 3, 1, 4], **known)
     invert(client.model, client.gradient(), IMAGE, labels=[9, 9, 9, 9], force=True, **known)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e20])
+def test_dumps_whose_squares_leave_float32_are_not_attacked(client, factor):
+    with pytest.raises(ConfigError, match=r"a gradient of usual size, its norm is \d"):
+        invert(client.model, [factor * g for g in client.gradient()], IMAGE, records=4, **FAST)
