@@ -55,7 +55,8 @@ class Jobs:
         multirun: whether it is a sweep.
         name: of the sweep.
         results: the results folder.
-        jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked when it starts).
+        jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked
+            when it starts).
         arguments: what Hydra is given to launch them.
     """
 

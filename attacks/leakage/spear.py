@@ -74,6 +74,8 @@ class Spear:
             raise AttackFailed(f"no ReLU follows the first layer, {layer.name!r}: its slopes aren't sparse")
         weight, bias = layer.part(observation.gradient)
         left, rank = decompose(weight, observation.records)
+        if rank == 0:
+            raise AttackFailed(f"the weight gradient of the first layer, {layer.name!r}, is zero: no unit is active")
         if rank >= len(left):
             raise AttackFailed(f"a gradient of rank {rank} needs more than the first layer's {len(left)} units")
         solved = None

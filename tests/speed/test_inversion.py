@@ -8,14 +8,6 @@ from privbench.benchmarks.speed import inversion
 from privbench.benchmarks.tasks.models import LeNet, make
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(scene: inversion.Scene, iterations: int) -> inversion.Result:
     """The authors' algorithm as one writes it: one image at a time, ``1 - cos``, signed Adam."""
     found = []
