@@ -139,7 +139,7 @@ def test_malformed_files_are_refused_or_read(tmp_path, capsys, monkeypatch):
     everything = wrong + damaged(200)
     assert len(everything) > 240
     statuses = {"--update": [], "--weights": [], "--inputs": []}
-    torch.save([torch.full_like(p, 0.5) for p in MODEL.parameters()], "sound.pt")
+    torch.save([torch.full_like(p, 0.25) for p in MODEL.parameters()], "sound.pt")
     for k, (suffix, content) in enumerate(everything):
         path = tmp_path / f"file_{k}{suffix}"
         path.write_bytes(content)

@@ -75,7 +75,7 @@ def test_an_update_from_zero_weights_is_one():
     model = nn.Sequential(nn.Linear(5, 3))
     for p in model.parameters():
         nn.init.zeros_(p)
-    x, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+    x, y = torch.randn(2, 5, generator=torch.Generator().manual_seed(7)), torch.tensor([0, 2])
     nn.functional.cross_entropy(model(x), y).backward()
     after = [-0.1 * p.grad for p in model.parameters() if p.grad is not None]
     found = invert(model, after, (5,), inputs=(x, y), kind="update", learning_rate=0.1, **FAST)
