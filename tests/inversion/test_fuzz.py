@@ -149,7 +149,9 @@ def test_malformed_files_are_refused_or_read(tmp_path, capsys, monkeypatch):
                 cli.main(["invert", *given, option, path.name])
             said = capsys.readouterr()
             assert "Traceback" not in said.err, (k, option)
-            assert stop.value.code in (0, 2), (k, option, said.err)
+            # A flipped bit can make weights behind which no unit is active: readable, and no good for an attack.
+            dead = "the attack failed: the gradient says nothing of the records" in said.err
+            assert stop.value.code in (0, 1 if dead else 2, 2), (k, option, said.err)
             if stop.value.code == 2:
                 assert said.err.count("\n") == 1, (k, option, said.err)
                 assert path.name in said.err or "inputs" in said.err, (k, option, said.err)
