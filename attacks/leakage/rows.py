@@ -11,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from privbench.attacks.leakage.convolution import SMALL, Convolution, Geometry
 
+FILTERS = 2**16
+"""Weights of a convolution up to which copies are made; those of larger ones are copied where they are used."""
+
 
 class NoRows(Exception):
     """One pass can't tell the gradients of this model's rows apart."""
@@ -64,8 +67,8 @@ def gradients(loss: Callable[[], Tensor], mode: PerRow) -> Tensor:
 
 
 def _copies(parameter: Tensor, rows: int) -> Tensor:
-    copies = torch.stack([parameter.detach()] * rows)
-    if parameter.ndim == 4:
+    copies = parameter.detach().expand(rows, *parameter.shape)
+    if parameter.ndim == 4 and parameter.numel() <= FILTERS:
         # In memory as `convolution` takes them, so that no evaluation has to reorder them.
         copies = copies.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (rows, -1))
     return copies.requires_grad_()

@@ -1,5 +1,7 @@
 """The comparison itself: that contenders do the same work and that ours is no worse than a plain loop."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -46,6 +48,25 @@ def test_the_table_has_the_ratio_of_cpu_seconds():
     text = inversion.table("title", base, [inversion.Result("privbench", 2.0, torch.tensor([21.0, 23.0]), "how")])
     assert "5.00x" in text
     assert "22.00 +- 1.41 dB" in text
+
+
+def test_the_ladder_ends_where_the_peer_is_reached():
+    def result(seconds: float, quality: float) -> inversion.Result:
+        return inversion.Result("", seconds, torch.tensor([quality, quality]))
+
+    ladder = {f"{n} iterations": lambda n=n: result(n, 10.0 + n) for n in range(1, 9)}
+    text = inversion.compare("title", lambda: result(60.0, 14.5), {"all": lambda: result(8.0, 19.0)}, ladder)
+    rows = text.splitlines()[2:]
+    assert [row.split()[0] for row in rows] == ["all", "4", "5"]
+    assert "12.00x" in rows[-1]
+    assert "fewest for the peer's dB" in rows[-1]
+    assert "fewest" not in rows[-2]
+
+
+def test_rungs_rise_by_a_fifth_to_all_iterations():
+    steps = inversion.rungs(4800)
+    assert (steps[0], steps[-1]) == (75, 4800)
+    assert all(1.15 < b / a < 1.23 for a, b in itertools.pairwise(steps))
 
 
 def test_the_command_runs_without_a_peer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
