@@ -49,6 +49,12 @@ def test_row_sums_of_a_batch():
     assert by_row_sums(sums, 3).tolist() == [0, 0, 1]
 
 
+def test_a_model_that_is_one_layer(scene, generator, digits):
+    flat = Split(digits.x[:3].flatten(1), torch.tensor([2, 2, 7]))
+    s = scene(nn.Linear(784, 10), flat)
+    assert infer(s.public, s.observation(), generator).tolist() == [2, 2, 7]
+
+
 def test_noise_that_leaves_no_expected_count_still_has_labels(scene, generator):
     """Two classes of which both slopes are positive, as noise makes them: expected counts are all negative."""
     counts = round_counts(torch.tensor([-3.0, -1.0]), 9)
