@@ -30,7 +30,8 @@ from privbench.benchmarks.results.style import (
     words,
     wrap,
 )
-from privbench.benchmarks.results.table import floor, number
+from privbench.benchmarks.results.table import floor
+from privbench.benchmarks.results.tabular import number
 from privbench.benchmarks.results.traces import traces
 from privbench.benchmarks.results.unattacked import unattacked
 

@@ -8,7 +8,7 @@ from typing import Any
 from privbench.benchmarks.results.arms import GUESSES, LOWER, Arm, Estimate
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import words
-from privbench.benchmarks.results.table import Table, number, percent
+from privbench.benchmarks.results.tabular import Table, number, percent
 
 MEASURES = {"psnr_db": ("PSNR\n(dB)", 1), "mse": ("MSE", 3)}
 """Headers and digits of the measures of images and of other inputs."""
