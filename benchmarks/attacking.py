@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from privbench.attacks.leakage.descent import SIDE_BY_SIDE
 from privbench.benchmarks.experiment import Prepared
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, compute
@@ -27,8 +28,6 @@ Row = dict[str, Any]
 
 DISTRACTORS = 64
 """Other clients' records among which a victim's are identified, and the first that ``other_image`` is drawn from."""
-TOGETHER = 8
-"""Victims in one piece of work."""
 PEERS = 32
 """At most so many other clients' records of each label in a victim's batch stand for public data of the class."""
 
@@ -141,14 +140,14 @@ def attacks(
 
 
 def batches(targets: list[Target]) -> list[list[Target]]:
-    """Targets that one worker attacks at once: neighbours of one adversary, at most :data:`TOGETHER`.
+    """Targets that one worker attacks at once: neighbours of one adversary, at most :data:`SIDE_BY_SIDE`.
 
     The division mustn't depend on the number of workers: side by side, the last bits of a number do on who else is
     there.
     """
     found: list[list[Target]] = []
     for target in targets:
-        if found and len(found[-1]) < TOGETHER and found[-1][0].adversary == target.adversary:
+        if found and len(found[-1]) < SIDE_BY_SIDE and found[-1][0].adversary == target.adversary:
             found[-1].append(target)
         else:
             found.append([target])

@@ -107,7 +107,7 @@ class Optimisation:
                 sound.append(k)
             except AttackFailed as failure:
                 results[k] = failure
-        for group in _alike(observations, sound):
+        for group in _groups(observations, sound):
             for part in chunks(len(group), self.restarts):
                 own = [group[i] for i in part]
                 found = self._together(view.public, [observations[k] for k in own], [generators[k] for k in own])
@@ -169,21 +169,21 @@ class Optimisation:
         return tuple(found)
 
 
-def _alike(observations: Sequence[Observation], indices: list[int]) -> list[list[int]]:
-    """Groups that one problem can hold: of one model, number of records and steps, and kind of protection."""
+def _groups(observations: Sequence[Observation], indices: list[int]) -> list[list[int]]:
+    """Those that one problem can hold together."""
     groups: list[list[int]] = []
     for k in indices:
-        one = observations[k]
-        for group in groups:
-            other = observations[group[0]]
-            apart = one.known.pruned or (one.buffers is not None and one.buffers.numel() > 0)
-            if _kind(one) == _kind(other) and not apart and torch.equal(one.model, other.model):
-                group.append(k)
-                break
-        else:
+        home = next((g for g in groups if _alike(observations[g[0]], observations[k])), None)
+        if home is None:
             groups.append([k])
+        else:
+            home.append(k)
     return groups
 
 
-def _kind(o: Observation) -> tuple[int, int, str, bool, bool]:
-    return o.records, o.steps, o.source, o.known.clip is not None, o.known.step_noise_std > 0
+def _alike(a: Observation, b: Observation) -> bool:
+    """Of one model, number of records and steps, and kind of protection; a mask or buffers are of one target only."""
+    if any(o.known.pruned or (o.buffers is not None and o.buffers.numel() > 0) for o in (a, b)):
+        return False
+    kinds = [(o.records, o.steps, o.source, o.known.clip is None, o.known.step_noise_std > 0) for o in (a, b)]
+    return kinds[0] == kinds[1] and torch.equal(a.model, b.model)

@@ -1,11 +1,13 @@
 """The gradient that a client would send for given records, as a function of these records."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from privbench.attacks.leakage.rows import PerRow, gradients
 from privbench.benchmarks.federation.view import Public
 
 Tensors = dict[str, Tensor]
@@ -70,6 +72,24 @@ class ClientGradient:
             return functional_call(self._module, self._tensors(parameters), (x, y))
 
         return torch.func.grad(loss)(parameters)
+
+    def by_row(self, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """``(x, y) -> (R, d)`` for ``x`` ``(R, B, *shape)`` and labels ``(R, B, ...)``, all rows in one pass.
+
+        Once more differentiable, by plain automatic differentiation. Right for losses that are means over records and
+        models that look at each record for itself: who uses it, compares.
+
+        Raises:
+            NoRows: (the function) this model has layers for which there is no such pass.
+        """
+        parameters = {name: p.detach() for name, p in self.parameters.items()}
+        mode = PerRow(rows, parameters)
+
+        def run(x: Tensor, y: Tensor) -> Tensor:
+            batch = x.flatten(0, 1), y.flatten(0, 1)
+            return gradients(lambda: functional_call(self._module, self._tensors(parameters), batch), mode)
+
+        return run
 
     @property
     def model(self) -> nn.Module:

@@ -71,6 +71,8 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
 
 def round_counts(expected: Tensor, total: int) -> Tensor:
     """Whole numbers, not negative, that sum to ``total`` and are close to ``expected`` ``(C,)``: largest remainders."""
+    if not (expected > 0).any():  # noise alone: what is closest with the right sum
+        expected = expected + (total - expected.sum()) / len(expected)
     expected = expected.clamp_min(0)
     expected = expected * total / expected.sum().clamp_min(torch.finfo(expected.dtype).tiny)
     counts = expected.floor().long()

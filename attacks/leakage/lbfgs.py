@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from privbench.attacks.leakage.descent import Descent
+from privbench.attacks.leakage.pairs import Pairs
 from privbench.attacks.leakage.problem import Problem
 
 ARMIJO, CURVATURE = 1e-4, 0.9
@@ -72,13 +73,8 @@ class _Search:
         self.at, self.value, self.slope = at.clone(), value, slope
         self.active = torch.isfinite(value) & torch.isfinite(slope).all(1)
         self.steps = torch.zeros(count, dtype=torch.int64, device=at.device)
-        # Pairs of steps and slopes lie in a ring of events. Some rows have a new pair in it, the others' weighs 0.
-        slots = max(1, settings.history * 5 // 4)
-        self._s, self._y = at.new_zeros(slots, *at.shape), at.new_zeros(slots, *at.shape)
-        self._inverse = at.new_zeros(slots, count)
-        self._events = 0
-        self._scale = at.new_ones(count)
-        self._pairs = torch.zeros(count, dtype=torch.int64, device=at.device)
+        # In an event some rows have a new pair, and others have none.
+        self._pairs = Pairs(max(1, settings.history * 5 // 4), at)
         self._direct(torch.ones_like(self.active))
 
     def trial(self) -> Tensor:
@@ -113,21 +109,15 @@ class _Search:
         """End line searches at their lowest point, and choose the next directions."""
         moved = ended & (self._low > 0)
         # Where no step along an approximated direction went down, the slope itself is tried once; then the row stops.
-        again = ended & ~moved & (self._pairs > 0)
+        again = ended & ~moved & (self._pairs.count > 0)
         self.active = self.active & ~(ended & ~moved & ~again)
-        self._pairs = torch.where(again, 0, self._pairs)
-        self._inverse = torch.where(again, 0.0, self._inverse)
+        self._pairs.forget(again)
         step = self._low[:, None] * self._direction
         change = self._low_slope - self.slope
         product = (step * change).sum(1)
         keep = moved & (product > 1e-10 * change.square().sum(1).clamp_min(torch.finfo(step.dtype).tiny))
         if bool(keep.any()):
-            slot = self._events % len(self._s)
-            self._s[slot], self._y[slot] = step, change
-            self._inverse[slot] = torch.where(keep, 1 / torch.where(keep, product, 1.0), 0.0)
-            self._scale = torch.where(keep, product / change.square().sum(1), self._scale)
-            self._pairs += keep.long()
-            self._events += 1
+            self._pairs.add(keep, step, change, product)
         self.at = torch.where(moved[:, None], self.at + step, self.at)
         self.slope = torch.where(moved[:, None], self._low_slope, self.slope)
         self.value = torch.where(moved, self._low_value, self.value)
@@ -136,24 +126,15 @@ class _Search:
         self._direct(ended)
 
     def _direct(self, rows: Tensor) -> None:
-        """New directions for ``rows`` by the two-loop recursion (Nocedal and Wright, algorithm 7.4)."""
-        q = -self.slope
-        newest = [(self._events - 1 - k) % len(self._s) for k in range(min(self._events, len(self._s)))]
-        alphas = []
-        for k in newest:
-            alphas.append(self._inverse[k] * (self._s[k] * q).sum(1))
-            q = q.addcmul(alphas[-1][:, None], self._y[k], value=-1)
-        q = q * torch.where(self._pairs > 0, self._scale, 1.0)[:, None]
-        for k, alpha in zip(reversed(newest), reversed(alphas), strict=True):
-            beta = self._inverse[k] * (self._y[k] * q).sum(1)
-            q = q.addcmul((alpha - beta)[:, None], self._s[k])
+        """New directions for ``rows``."""
+        q = self._pairs.direction(self.slope)
         along = (q * self.slope).sum(1)
         # Rounding can turn a direction uphill.
         down = (along < 0)[:, None]
         q = torch.where(down, q, -self.slope)
         along = torch.where(down[:, 0], along, -self.slope.square().sum(1))
         first = (1 / self.slope.abs().sum(1).clamp_min(torch.finfo(q.dtype).tiny)).clamp_max(1.0)
-        t = torch.where(self._pairs > 0, 1.0, first) * self.settings.learning_rate
+        t = torch.where(self._pairs.count > 0, 1.0, first) * self.settings.learning_rate
         if not hasattr(self, "_direction"):
             self._direction, self._along, self._t = q, along, t
             self._tries = torch.zeros_like(self.steps)

@@ -1,5 +1,6 @@
 """What an attack by optimisation minimises: for one observed gradient or for several at once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from privbench.attacks.leakage.priors import Prior
 
 
 class TwoForms(Protocol):
-    """A gradient that can be differentiated again in both ways; see :class:`ClientGradient`."""
+    """A gradient that can be differentiated again in several ways; see :class:`ClientGradient`."""
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """``(d,)`` for records ``(B, *shape)`` and labels, by plain automatic differentiation."""
@@ -19,6 +20,10 @@ class TwoForms(Protocol):
 
     def functional(self, x: Tensor, y: Tensor) -> Tensor:
         """The same inside ``torch.func`` transforms."""
+        ...
+
+    def by_row(self, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """``(R, d)`` for R rows, or NoRows, at once or when it is called."""
         ...
 
 
@@ -62,7 +67,11 @@ class Problem:
 
     def cost(self, x: Tensor, y: Tensor, target: Tensor, weights: Tensor, centre: Tensor, functional: bool) -> Tensor:
         """Distance, priors and group consistency of one descent; ``weights`` ``(K,)``, ``centre`` like ``x``."""
-        total = self.distance(x, y, target, functional)
+        return self.distance(x, y, target, functional) + self.penalty(x, weights, centre)
+
+    def penalty(self, x: Tensor, weights: Tensor, centre: Tensor) -> Tensor:
+        """Priors and group consistency of one descent."""
+        total = x.new_zeros(())
         for k, (prior, _) in enumerate(self.priors):
             total = total + weights[k] * prior(x)
         return total + self.group * (x - centre).square().mean() if self.group else total

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from privbench.attacks.leakage.gradient import ClientGradient, Tensors, flat
+from privbench.attacks.leakage.rows import NoRows
 from privbench.benchmarks.federation.settings import LocalWork
 
 
@@ -32,6 +33,10 @@ class ClientUpdate:
         """The same inside ``torch.func`` transforms."""
         start = {name: p.detach() for name, p in self._gradient.parameters.items()}
         return self._train(start, self._gradient.functional_at, x, y)
+
+    def by_row(self, rows: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """Not to be had: after its first step each row has a model of its own."""
+        raise NoRows("local steps are unrolled")
 
     def _train(
         self, start: Tensors, gradient: Callable[[Tensors, Tensor, Tensor], Tensors], x: Tensor, y: Tensor

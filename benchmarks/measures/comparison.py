@@ -129,8 +129,10 @@ def success(threshold: float) -> str:
 
 
 def label_accuracy(found: Tensor, truth: Tensor) -> float:
-    """Share of the true labels ``(n,)`` that are among those found ``(m,)``, each used once."""
-    return sum(min(int((found == c).sum()), int((truth == c).sum())) for c in truth.unique()) / len(truth)
+    """How many labels two multisets share, ``(m,)`` and ``(n,)``, by the size of the larger one: more guesses than
+    there are labels aren't a better attack."""
+    shared = sum(min(int((found == c).sum()), int((truth == c).sum())) for c in truth.unique())
+    return shared / max(len(found), len(truth))
 
 
 def of_label(records: Records | None, label: Tensor) -> Tensor:

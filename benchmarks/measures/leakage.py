@@ -175,13 +175,18 @@ class Leakage:
         found: list[Reconstruction | AttackFailed] = []
         if isinstance(self.attack, Several) and works:
             seen = [w.observation for w in works if w.observation is not None]
-            return self.attack.reconstruct_many(works[0].case.view, seen, [w.case.generator for w in works])
+            try:
+                return self.attack.reconstruct_many(works[0].case.view, seen, [w.case.generator for w in works])
+            except Exception as error:
+                return [_broken(error)] * len(works)
         for work in works:
             assert work.observation is not None
             try:
                 found.append(self.attack.reconstruct(work.case.view, work.observation, work.case.generator))
             except AttackFailed as failure:
                 found.append(failure)
+            except Exception as error:
+                found.append(_broken(error))
         return found
 
     def _prepare(self, case: Case) -> _Work:
@@ -255,6 +260,11 @@ class Leakage:
             "labels": "known" if "labels" in needs else "from_gradient",
         }
         return observation, {**context, **declared}
+
+
+def _broken(error: Exception) -> AttackFailed:
+    """An attack's mistake is its failure, by name: the run that it measures goes on."""
+    return AttackFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
 
 
 def gradient_error(public: Public, observation: Observation, truth: Records) -> float:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from privbench.attacks.leakage.lbfgs import LBFGS, _Search
+from privbench.attacks.leakage.pairs import Pairs
 
 
 def run(search: _Search, cost, most: int = 1000) -> int:
@@ -101,3 +102,41 @@ def test_a_cost_that_is_infinite_beyond_a_step_is_approached():
     search = _Search(start, *cost(start), LBFGS(100, 1.0))
     run(search, cost)
     torch.testing.assert_close(search.at, torch.full_like(start, 0.98), rtol=1e-4, atol=1e-5)
+
+
+def test_directions_are_those_of_the_two_loop_recursion():
+    """Also where some rows had no pair in an event, beyond what is remembered, and after one row forgot."""
+    generator = torch.Generator().manual_seed(0)
+    rows, size, slots = 3, 12, 5
+    curvature = torch.rand(size, generator=generator, dtype=torch.float64) + 0.5
+    memory = Pairs(slots, torch.zeros(rows, size, dtype=torch.float64))
+    events: list[list[tuple[Tensor, Tensor] | None]] = []
+    for event in range(9):
+        step = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+        new = torch.rand(rows, generator=generator) < 0.7
+        if event == 6:
+            memory.forget(torch.tensor([False, True, False]))
+            events = [[None if r == 1 else p for r, p in enumerate(e)] for e in events]
+        change = step * curvature
+        memory.add(new, step, change, (step * change).sum(1))
+        events.append([(step[r], change[r]) if new[r] else None for r in range(rows)])
+        slope = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+        found = memory.direction(slope)
+        for r in range(rows):
+            # The scale outlives its pair.
+            ever = [p for e in events if (p := e[r]) is not None]
+            pairs = [p for e in events[-slots:] if (p := e[r]) is not None]
+            torch.testing.assert_close(found[r], two_loops(slope[r], pairs, ever))
+
+
+def two_loops(slope: Tensor, pairs: list[tuple[Tensor, Tensor]], ever: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Nocedal and Wright, algorithm 7.4."""
+    q, alphas = slope.clone(), []
+    for s, y in reversed(pairs):
+        alphas.append((s @ q) / (s @ y))
+        q -= alphas[-1] * y
+    if ever:
+        q *= (ever[-1][0] @ ever[-1][1]) / (ever[-1][1] @ ever[-1][1])
+    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+        q += s * (alpha - (y @ q) / (s @ y))
+    return -q

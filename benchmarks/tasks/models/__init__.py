@@ -1,6 +1,7 @@
 """Models: dataclasses that build a ``torch.nn.Module`` for a task's inputs."""
 
 from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
+from privbench.benchmarks.tasks.models.cnn6 import CNN6
 from privbench.benchmarks.tasks.models.convnet import ConvNet
 from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
 from privbench.benchmarks.tasks.models.imprint import ImprintBlock
@@ -10,6 +11,7 @@ from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
 from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
 
 __all__ = [
+    "CNN6",
     "MLP",
     "Architecture",
     "ConvNet",
