@@ -1,10 +1,15 @@
-"""Whose records a run's controls are made of."""
+"""Controls of leakage: whose records they are made of, and that they move no attack."""
 
+from dataclasses import dataclass, replace
+
+import numpy as np
 import pytest
 import torch
 
+from privbench.attacks.leakage.attack import Reconstruction
 from privbench.benchmarks import attacking
 from privbench.benchmarks.measures.case import Case
+from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.run import run
 from privbench.benchmarks.sweep import compose
@@ -72,3 +77,39 @@ def test_strangers_are_neither_the_victim_s_nor_distractors(attacked):
     assert len(every) == len(side.data) - len(own) - attacking.DISTRACTORS
     assert not rows_in(every, torch.cat([own, case.distractors.x])).any()
     assert torch.equal(case.strangers(7).x, every[:7])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Records from the attack's own stream."""
+
+    needs: frozenset[str] = frozenset()
+
+    def reconstruct(self, view, observation, generator):
+        x = torch.randn(observation.records, *view.public.shape, generator=generator)
+        return Reconstruction(x, torch.zeros(len(x), dtype=torch.int64), 0.5, 0, (0.5,), x[None])
+
+
+def test_the_level_at_chance_is_of_the_same_match_and_moves_no_attack(scene, digits):
+    """Four reconstructions of four records: a stranger that is matched is identified more often than 1 in 4."""
+    s, asked = scene(records=4), []
+
+    def strangers(count):
+        asked.append(count)
+        return digits.take(torch.arange(7, 7 + count))
+
+    def case():
+        return Case(s.view(), 1, 0, s.truth, torch.Generator().manual_seed(0), digits.take(torch.arange(4, 7)))
+
+    found = []
+    for attacked in (case(), replace(case(), strangers=strangers)):
+        rows, arrays = Leakage(Drawn()).measure(attacked)
+        found.append(({r["metric"]: r["value"] for r in rows}, arrays["reconstructions"]))
+    (without, one), (value, two) = found
+    np.testing.assert_array_equal(one, two)
+    assert value["psnr_db"] == without["psnr_db"]
+    assert value["identified"] == without["identified"]
+    assert asked == [4, 256]
+    assert 0.3 < value["identified_chance"] < 0.6
+    assert value["identification_rank_chance"] < 2.5
+    assert "identified_chance" in without, "the three others stand in"

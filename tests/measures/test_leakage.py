@@ -238,43 +238,6 @@ def test_public_records_of_the_class_come_before_the_distractors(truth):
     assert "psnr_db_same_label" not in value, "no other record of the label, no such score"
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Records from the attack's own stream."""
-
-    needs: frozenset[str] = frozenset()
-
-    def reconstruct(self, view, observation, generator):
-        x = torch.randn(observation.records, *view.public.shape, generator=generator)
-        y = torch.zeros(len(x), dtype=torch.int64)
-        return Reconstruction(x, y, 0.5, 0, (0.5,), x[None])
-
-
-def test_the_level_at_chance_is_of_the_same_match_and_moves_no_attack(truth):
-    """Four reconstructions of four records: a stranger that is matched is identified more often than 1 in 4."""
-    x, y = load_digits(return_X_y=True)
-    raw = torch.tensor(np.asarray(x)[4:400], dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    others, asked = Split((raw - 0.3) / 0.37, torch.tensor(np.asarray(y)[4:400])), []
-
-    def strangers(count):
-        asked.append(count)
-        return Split(others.x[3 : 3 + count], others.y[3 : 3 + count])
-
-    plain = Case(view_of(truth), 1, 0, truth, torch.Generator().manual_seed(0), Split(others.x[:3], others.y[:3]))
-    found = []
-    for case in (plain, replace(plain, generator=torch.Generator().manual_seed(0), strangers=strangers)):
-        rows, arrays = Leakage(Drawn()).measure(case)
-        found.append(({r["metric"]: r["value"] for r in rows}, arrays["reconstructions"]))
-    (without, one), (value, two) = found
-    np.testing.assert_array_equal(one, two)
-    assert value["psnr_db"] == without["psnr_db"]
-    assert value["identified"] == without["identified"]
-    assert asked == [4, 256]
-    assert value["identified_chance"] == pytest.approx(0.61, abs=0.05)
-    assert value["identification_rank_chance"] < 2.5
-    assert "identified_chance" in without, "the three others stand in"
-
-
 def test_large_batches_can_be_skipped(truth):
     attack = Fixed(truth.x, truth.y, [])
     rows, _ = run(Leakage(attack, max_batch=3), truth)
