@@ -39,6 +39,7 @@ class Panel:
         guesses: the best trivial guess by x.
         accuracy: in percent, lines as in ``lines``, for a panel below; empty for none.
         chance: accuracy of guessing, in percent.
+        unattacked: what is said of victims that are in no mean.
     """
 
     title: str
@@ -46,6 +47,7 @@ class Panel:
     guesses: Mapping[float, float]
     accuracy: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     chance: float | None = None
+    unattacked: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,19 @@ def _number(x: float) -> str:
     return f"{x:.0f}" if 1000 <= x < 1e5 else f"{x:.3g}"
 
 
+def place(x: float) -> str:
+    """``x`` in a sentence."""
+    return f"{x:.3g}".replace("inf", "∞")
+
+
 def _lost(curves: Curves) -> list[str]:
-    """Points without a number, which nothing is averaged over."""
+    """Points without a number, which nothing is averaged over, and victims that aren't in those with one."""
     found = []
     for panel in curves.panels:
+        found += [f"{said} ({panel.title})" for said in panel.unattacked]
         for name, points in panel.lines.items():
             for state in ("failed", "skipped", "not_applicable", "absent"):
-                at = ", ".join(f"{x:.3g}".replace("inf", "∞") for x, _, e in points if e.state == state)
+                at = ", ".join(place(x) for x, _, e in points if e.state == state)
                 if at:
                     found.append(f"{name} {words(state)} at {at} ({panel.title})")
     return found

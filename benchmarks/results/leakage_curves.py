@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from privbench.benchmarks.build import canonical
 from privbench.benchmarks.results.arms import LOWER, Arm, flatten, group
-from privbench.benchmarks.results.curves import MEASURES, Curves, Panel, Point, draw
+from privbench.benchmarks.results.curves import MEASURES, Curves, Panel, Point, draw, place
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import comparable, words
+from privbench.benchmarks.results.unattacked import unattacked
 
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier")
 """The settings of a defense that epsilon follows from."""
@@ -117,7 +118,8 @@ def by_round(arms: Sequence[Arm]) -> Iterator[Curves]:
                         if e.mean is not None:
                             guesses[n] = _better(metric, guesses.get(n), e.mean)
                 if max((len(p) for p in lines.values()), default=0) > 1:
-                    found.append(Panel(f"seen by {words(adversary)}", lines, dict(sorted(guesses.items()))))
+                    guessed, title = dict(sorted(guesses.items())), f"seen by {words(adversary)}"
+                    found.append(Panel(title, lines, guessed, unattacked=_unattacked(lines, metric, adversary, True)))
             if found:
                 yield Curves("leakage_by_round", "round", metric, tuple(found), log=False)
 
@@ -194,7 +196,19 @@ def _panel(
     if not any(len({x for x, *_ in points if isfinite(x)}) > 1 for points in lines.values()):
         return []
     names = _names(lines)
-    return [Panel(title, {names[k]: points for k, points in lines.items()}, guesses)]
+    named = {names[k]: points for k, points in lines.items()}
+    return [Panel(title, named, guesses, unattacked=_unattacked(named, metric, adversary))]
+
+
+def _unattacked(
+    lines: Mapping[str, Sequence[Point]], metric: str, adversary: str, by_round: bool = False
+) -> Sequence[str]:
+    return unattacked(
+        (name, place(x), arm.unattacked(metric, adversary, int(x) if by_round else None))
+        for name, points in lines.items()
+        for x, arm, found in points
+        if found.state == "ok"
+    )
 
 
 def _names(lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from privbench.benchmarks.results.curves import draw
+from privbench.benchmarks.results.figures import leakage
 from privbench.benchmarks.results.leakage_curves import AXES, by_epsilon, by_round, by_setting, leakage_curves
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.report import report
+from privbench.benchmarks.results.unattacked import unattacked
 
 
 def dp(fake, epsilon: float, psnr: float, seed: int = 0):
@@ -129,6 +131,44 @@ def test_local_steps_come_from_the_configuration(fake):
         fake.run(leakage=20.0 - steps, settings={"federation.local.steps": steps}, config=config)
     curves = one(by_setting(load(fake.root).arms(), AXES[1]))
     assert (curves.name, points(curves.panels[0])["none"]) == ("leakage_by_steps", [(1, 19.5), (4, 16.5)])
+
+
+def lose(path, *clients: int, round: int = 1):
+    """Victims of whom nothing was seen."""
+    row = {"metric": "psnr_db", "round": round, "adversary": "server_operator", "value": None}
+    with (path / "metrics.jsonl").open("a") as file:
+        for client in clients:
+            file.write(json.dumps({**row, "client": client, "status": "not_applicable", "reason": "no record"}) + "\n")
+
+
+def test_a_title_says_which_means_are_over_fewer_victims(fake):
+    fake.run("none", leakage=24.0)
+    dp(fake, 8.0, 12.0)
+    for epsilon in (1.0, 2.0):
+        lose(dp(fake, epsilon, 6.0), 2, 3)
+    figure: Any = draw(one(by_epsilon(load(fake.root).arms())))
+    said = " ".join(figure.get_suptitle().split()).replace("_ ", "_")
+    bars: Any = leakage(load(fake.root))
+    shown = " ".join(bars.get_suptitle().split()).replace("_ ", "_")
+    assert "server operator: dp_local, epsilon=1 without 2 of 4 victims (n/a)" in shown
+    assert "epsilon=8" not in shown
+    assert "dp_local without 2 of 4 victims (n/a) at 1, 2 (record-level, seen by server operator)" in said
+
+
+def test_rounds_lack_their_own_victims(fake):
+    path = fake.run(leakage=20.0)
+    row = {"metric": "psnr_db", "round": 5, "client": 0, "adversary": "server_operator", "value": 12.0}
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    lose(path, 1, round=5)
+    (panel,) = one(by_round(load(fake.root).arms())).panels
+    assert panel.unattacked == ["none without 1 of 2 victims (n/a) at 5"]
+
+
+def test_where_all_means_lack_as_many_it_is_said_once():
+    assert unattacked([("none", "1", (1, 6)), ("krum", "8", (1, 6))]) == ["1 of 6 victims n/a throughout"]
+    assert unattacked([("none", "", (0, 6)), ("krum", "", (1, 6))]) == ["krum without 1 of 6 victims (n/a)"]
+    assert unattacked([("none", "", (0, 6)), ("krum", "", (0, 3))]) == []
 
 
 def test_rounds_of_one_run(fake):
