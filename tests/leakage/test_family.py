@@ -62,6 +62,7 @@ def observed(s, work: LocalWork):
     return replace(view, public=replace(public, work=work))
 
 
+@pytest.mark.golden
 def test_unrolling_sees_more_in_an_update_of_several_steps(scene):
     s = scene(tanh_net(), 2)
     view = observed(s, LocalWork(learning_rate=0.1, batch_size=1, epochs=1))
@@ -130,6 +131,7 @@ def test_behind_dead_units_any_records_fit_which_is_a_failure(scene, generator):
         Spear().reconstruct(s.view(), s.observation(), generator)
 
 
+@pytest.mark.golden
 def test_grad_inversion_on_a_model_with_batchnorm(scene, generator):
     s = scene(batchnorm_net().eval(), 1)
     attack = GradInversion(iterations=150, restarts=2, compile="never", bn=1e-3)
@@ -154,6 +156,7 @@ def test_statistics_of_an_update_need_one_that_is_seen(scene, generator):
         GradInversion(iterations=2, bn_statistics="update").reconstruct(s.view(), seen, generator)
 
 
+@pytest.mark.golden
 def test_pruned_entries_say_nothing(scene, generator):
     s = scene(tanh_net())
     seen = s.observation()

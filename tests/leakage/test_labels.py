@@ -14,6 +14,7 @@ def convnet(bias: bool = True) -> nn.Module:
     return nn.Sequential(*features, nn.Linear(32, 10, bias=bias))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("records", [1, 4, 16, 64])
 def test_counts_from_the_bias_are_exact_with_duplicates(scene, generator, records):
     s = scene(convnet(), records)

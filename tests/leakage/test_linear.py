@@ -73,6 +73,7 @@ def test_patients_from_the_configuration_to_the_report(tmp_path):
     report(prepared.path, Console(quiet=True))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("hidden", "records"), [(32, 4), (64, 8), (256, 16)])
 def test_a_batch_behind_relu_is_peeled_exactly(scene, hidden, records):
     s = scene(mlp(hidden), records)
@@ -95,6 +96,7 @@ def test_too_many_records_are_filled_with_distinct_guesses(scene):
     assert found.objective > 1e-3
 
 
+@pytest.mark.golden
 def test_logistic_regression_with_different_labels_is_exact(scene, digits):
     first = torch.stack([(digits.y == c).nonzero().flatten()[0] for c in (2, 5, 8, 1)])
     s = scene(logistic(), digits.take(first))
@@ -115,6 +117,7 @@ def test_logistic_regression_gives_the_mean_of_a_class(scene, digits):
     assert float((got[0] - mean).norm() / mean.norm()) < 0.1
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("model", [MLP(), LogisticRegression()], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("source", [UCIHeart(), MITBIH(classes=("N", "S", "V"))], ids=lambda s: type(s).__name__)
 def test_a_patient_or_a_heartbeat_is_recovered(scene, source, model):
@@ -130,6 +133,7 @@ def test_a_patient_or_a_heartbeat_is_recovered(scene, source, model):
         assert found.y.tolist() == truth.y.tolist()
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("records", [1, 4, 8])
 def test_spear_is_exact(scene, records):
     s = scene(mlp(128, seed=1), records)
@@ -138,6 +142,7 @@ def test_spear_is_exact(scene, records):
     assert same_labels(s, found)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("classes", "records"), [(2, 3), (2, 6), (3, 4), (3, 6)])
 def test_spear_isnt_misled_by_few_classes(scene, digits, classes, records):
     """Differences of slopes are sparse there too, and are no combination of the next layer's weights."""

@@ -46,6 +46,7 @@ def psnr(s, found) -> float:
     return float(images.psnr(x, original).min())
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("act", [nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.ELU, nn.Softplus])
 def test_a_digit_through_two_convolutions(scene, act, bias):
@@ -56,6 +57,7 @@ def test_a_digit_through_two_convolutions(scene, act, bias):
     assert "undetermined" not in found.engine
 
 
+@pytest.mark.golden
 def test_zhus_lenet_is_solved(scene):
     """The model on which attacks by optimisation reach about 25 dB."""
     s = scene()
@@ -80,6 +82,7 @@ def test_a_clip_changes_nothing_where_the_last_layer_has_a_bias(scene):
         invert(s, None, 0.01 * s.gradient)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("architecture", [CNN6(), CNN6(bias=True, activation="tanh")], ids=lambda a: a.activation)
 def test_the_papers_model_on_small_digits(scene, architecture):
     data = Digits().load(None)
@@ -89,6 +92,7 @@ def test_the_papers_model_on_small_digits(scene, architecture):
     assert found.engine.startswith("R-GAP; 13: 0 + 5120 constraints on 512, residual")
 
 
+@pytest.mark.golden
 def test_a_heartbeat_through_convolutions_over_time(scene):
     data = MITBIH(classes=("N", "S", "V")).load(None)
     truth = Split(data.train.x[:1], data.train.y[:1])

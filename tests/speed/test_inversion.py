@@ -34,6 +34,7 @@ def plain(scene: inversion.Scene, iterations: int) -> inversion.Result:
     return inversion.Result("plain", 1.0, scene.quality(found))
 
 
+@pytest.mark.golden
 def test_side_by_side_reaches_what_the_plain_loop_reaches():
     raw, labels, _ = inversion.images(3)
     scene = inversion.Scene(make(LeNet(), inversion.SPEC, 0), raw, labels)
