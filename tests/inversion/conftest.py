@@ -1,11 +1,15 @@
 """A user's small models, outside the package."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from privbench.benchmarks.inversion import Diagnosis, DumpDiffers, invert
 
 
 def convolutional(norm: bool = False) -> nn.Module:
@@ -62,3 +66,19 @@ def client() -> Client:
 def normed() -> Client:
     generator = torch.Generator().manual_seed(0)
     return Client(convolutional(norm=True), torch.rand(4, 1, 12, 12, generator=generator), torch.tensor([3, 1, 4, 1]))
+
+
+@pytest.fixture
+def diagnosis() -> Callable[..., Diagnosis]:
+    """What ``invert`` finds before it attacks: ``diagnosis(client, update, **given)``."""
+
+    def found(client: Any, update: Any, **given: Any) -> Diagnosis:
+        every: dict[str, Any] = {"inputs": (client.x, client.y), "settings": {"iterations": 1}, **given}
+        try:
+            said = invert(client.model, update, client.x.shape[1:], **every).diagnosis
+        except DumpDiffers as error:
+            return error.diagnosis
+        assert said is not None
+        return said
+
+    return found

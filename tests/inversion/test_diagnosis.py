@@ -13,17 +13,6 @@ from privbench.benchmarks.inversion import Diagnosis, DumpDiffers, invert
 FAST: dict[str, Any] = {"settings": {"iterations": 1}}
 
 
-def diagnosis(client, update, **given) -> Diagnosis:
-    """What ``invert`` finds before it attacks."""
-    every: dict[str, Any] = {"inputs": (client.x, client.y), **FAST, **given}
-    try:
-        found = invert(client.model, update, client.x.shape[1:], **every).diagnosis
-    except DumpDiffers as error:
-        return error.diagnosis
-    assert found is not None
-    return found
-
-
 def names(found: Diagnosis) -> list[str]:
     return [f.name for f in found.faults]
 
@@ -36,7 +25,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
-def test_the_true_gradient_agrees_however_it_is_written(client):
+def test_the_true_gradient_agrees_however_it_is_written(client, diagnosis):
     gradient = client.gradient()
     by_name = {n: g for (n, _), g in zip(client.model.named_parameters(), gradient, strict=True)}
     shuffled = dict(reversed([*by_name.items()]))
@@ -48,12 +37,12 @@ def test_the_true_gradient_agrees_however_it_is_written(client):
         assert found.error < 1e-5
 
 
-def test_half_precision_agrees(client):
+def test_half_precision_agrees(client, diagnosis):
     assert diagnosis(client, [g.bfloat16() for g in client.gradient()]).verdict == "agrees"
 
 
 @pytest.mark.parametrize("one", [False, True], ids=["list", "flat"])
-def test_order_is_named(client, one):
+def test_order_is_named(client, one, diagnosis):
     gradient, parameters = client.gradient(), [n for n, _ in client.model.named_parameters()]
     alphabet = sorted(range(8), key=lambda i: parameters[i])
     for order, text in (
@@ -68,7 +57,7 @@ def test_order_is_named(client, one):
         assert setting(found)["order"] == [parameters[i] for i in order]
 
 
-def test_tensors_of_equal_shape_are_told_apart_by_their_values(client):
+def test_tensors_of_equal_shape_are_told_apart_by_their_values(client, diagnosis):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(144, 9), *(nn.Sequential(nn.Tanh(), nn.Linear(9, 9)) for _ in "abc"))
     client = type(client)(model, client.x, client.y)
@@ -80,7 +69,7 @@ def test_tensors_of_equal_shape_are_told_apart_by_their_values(client):
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
-def test_mode_is_named(normed, mode):
+def test_mode_is_named(normed, mode, diagnosis):
     other = "eval" if mode == "train" else "train"
     assert diagnosis(normed, normed.gradient(mode=mode), mode=mode).verdict == "agrees"
     found = diagnosis(normed, normed.gradient(mode=other), mode=mode)
@@ -88,7 +77,7 @@ def test_mode_is_named(normed, mode):
     assert setting(found) == {"mode": other}
 
 
-def test_checking_leaves_the_users_model_alone(normed):
+def test_checking_leaves_the_users_model_alone(normed, diagnosis):
     before = {n: t.clone() for n, t in normed.model.state_dict().items()}
     diagnosis(normed, [-2 * g for g in normed.gradient(y=normed.y.roll(1))], mode="train")
     assert all(torch.equal(t, before[n]) for n, t in normed.model.state_dict().items())
@@ -106,13 +95,13 @@ def test_checking_leaves_the_users_model_alone(normed):
         (0.3, "scale", "clip="),
     ],
 )
-def test_factors_are_named(client, factor, name, text):
+def test_factors_are_named(client, factor, name, text, diagnosis):
     found = diagnosis(client, [factor * g for g in client.gradient()])
     assert names(found) == [name]
     assert text in str(found)
 
 
-def test_summed_squared_error_is_named(client):
+def test_summed_squared_error_is_named(client, diagnosis):
     def summed(output, y):
         return F.mse_loss(output, F.one_hot(y, 10).float(), reduction="none").sum(1).mean()
 
@@ -130,14 +119,14 @@ def test_summed_squared_error_is_named(client):
         ([3, 1, 4, 9], "others"),
     ],
 )
-def test_labels_are_named(client, labels, text):
+def test_labels_are_named(client, labels, text, diagnosis):
     found = diagnosis(client, client.gradient(y=torch.tensor(labels)))
     assert names(found) == ["labels"]
     assert setting(found) == {"labels": labels}
     assert text in str(found)
 
 
-def test_one_hot_labels_are_labels(client):
+def test_one_hot_labels_are_labels(client, diagnosis):
     one_hot = F.one_hot(client.y, 10)
     assert diagnosis(client, client.gradient(), inputs=(client.x, one_hot)).verdict == "agrees"
 
@@ -153,13 +142,13 @@ def test_one_hot_labels_are_labels(client):
         (lambda x: (x - 0.5) / 0.5, {}, "0.5 and 0.5"),
     ],
 )
-def test_standardisation_is_named(client, change, given, text):
+def test_standardisation_is_named(client, change, given, text, diagnosis):
     found = diagnosis(client, client.gradient(x=change(client.x)), **given)
     assert names(found) == ["standardisation"]
     assert text in str(found)
 
 
-def test_updates(client):
+def test_updates(client, diagnosis):
     update = client.trained(0.05)
     known: dict[str, Any] = {"kind": "update", "learning_rate": 0.05}
     assert diagnosis(client, update, **known).verdict == "agrees"
@@ -173,7 +162,7 @@ def test_updates(client):
 
 
 @pytest.mark.parametrize("parts", [False, True])
-def test_local_steps(client, parts):
+def test_local_steps(client, parts, diagnosis):
     update = client.trained(0.5, 2, parts=parts)
     known: dict[str, Any] = {"kind": "update", "learning_rate": 0.5}
     batch = {"batch_size": 2} if parts else {}
@@ -188,7 +177,7 @@ def test_local_steps(client, parts):
     assert setting(found) == {"batch_size": 2 if parts else 4}
 
 
-def test_epochs_of_minibatches(client):
+def test_epochs_of_minibatches(client, diagnosis):
     moved = client.trained(0.5, 2, parts=True)
     with torch.no_grad():
         for p, u in zip(client.model.parameters(), moved, strict=True):
@@ -203,7 +192,7 @@ def test_epochs_of_minibatches(client):
     assert setting(diagnosis(client, update, **known)) == {"local_steps": 4, "batch_size": 2}
 
 
-def test_two_faults_are_found_together(normed):
+def test_two_faults_are_found_together(normed, diagnosis):
     update = [4 * g for g in normed.gradient(mode="train")][::-1]
     assert sorted(names(diagnosis(normed, update))) == ["mode", "order", "reduction"]
     # The padding of the convolution is not standardised, so that BatchNorm does not undo the shift.
@@ -213,7 +202,7 @@ def test_two_faults_are_found_together(normed):
     assert sorted(names(diagnosis(normed, update))) == ["labels", "mode"]
 
 
-def test_other_weights_are_not_explained_away(client):
+def test_other_weights_are_not_explained_away(client, diagnosis):
     gradient = client.gradient()
     with torch.no_grad():
         for p in client.model.parameters():
@@ -224,7 +213,7 @@ def test_other_weights_are_not_explained_away(client):
     assert "a random initialisation must be the same" in str(found)
 
 
-def test_published_clip_and_noise(client):
+def test_published_clip_and_noise(client, diagnosis):
     gradient = client.gradient()
     length = float(flat(gradient).norm())
     clipped = [g * 0.5 for g in gradient]

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from privbench.benchmarks.inversion import Diagnosis, DumpDiffers, invert
+from privbench.benchmarks.inversion import invert
 
 
 def trained(client, optimiser, steps, parts=1, **settings):
@@ -23,18 +23,8 @@ def trained(client, optimiser, steps, parts=1, **settings):
     return [p.detach() - q.detach() for p, q in zip(model.parameters(), client.model.parameters(), strict=True)]
 
 
-def diagnosis(client, update, **given) -> Diagnosis:
-    every: dict[str, Any] = {"inputs": (client.x, client.y), "settings": {"iterations": 1}, **given}
-    try:
-        found = invert(client.model, update, client.x.shape[1:], **every).diagnosis
-    except DumpDiffers as error:
-        return error.diagnosis
-    assert found is not None
-    return found
-
-
 @pytest.mark.parametrize("parts", [1, 2])
-def test_momentum_is_named(client, parts):
+def test_momentum_is_named(client, parts, diagnosis):
     update = trained(client, torch.optim.SGD, 4, parts, lr=0.1, momentum=0.9)
     known: dict[str, Any] = {"kind": "update", "learning_rate": 0.1, "batch_size": 4 // parts}
     found = diagnosis(client, update, local_steps=4, **known)
@@ -49,20 +39,20 @@ def test_momentum_is_named(client, parts):
 
 
 @pytest.mark.parametrize("steps", [1, 2])
-def test_adam_is_named(client, steps):
+def test_adam_is_named(client, steps, diagnosis):
     update = trained(client, torch.optim.Adam, steps, lr=0.003)
     found = diagnosis(client, update, kind="update", learning_rate=0.1, local_steps=steps)
     assert [f.name for f in found.faults] == ["optimiser"]
     assert "of Adam (learning rate about 0.003)" in str(found)
 
 
-def test_signs_of_a_gradient_are_named(client):
+def test_signs_of_a_gradient_are_named(client, diagnosis):
     found = diagnosis(client, [g.sign() for g in client.gradient()])
     assert [f.name for f in found.faults] == ["optimiser"]
     assert "with the opposite sign" in str(found)
 
 
-def test_other_optimisers_are_among_what_is_left(client):
+def test_other_optimisers_are_among_what_is_left(client, diagnosis):
     found = diagnosis(client, [g.sign() * g.abs().sqrt() for g in client.gradient()])
     assert found.faults == ()
     assert "momentum or an adaptive optimiser" in str(found)

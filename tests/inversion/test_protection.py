@@ -7,19 +7,9 @@ import pytest
 import torch
 
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.inversion import Diagnosis, DumpDiffers, invert
+from privbench.benchmarks.inversion import invert
 
 FAST: dict[str, Any] = {"settings": {"iterations": 1}}
-
-
-def diagnosis(client, update, **given) -> Diagnosis:
-    every: dict[str, Any] = {"inputs": (client.x, client.y), **FAST, **given}
-    try:
-        found = invert(client.model, update, client.x.shape[1:], **every).diagnosis
-    except DumpDiffers as error:
-        return error.diagnosis
-    assert found is not None
-    return found
 
 
 def norm(tensors) -> float:
@@ -39,7 +29,7 @@ def pruned(tensors, share):
 
 
 @pytest.mark.parametrize(("factor", "text"), [(0.5, "below"), (1.0, "above")])
-def test_a_clip_that_is_not_the_declared_one_is_named(client, factor, text):
+def test_a_clip_that_is_not_the_declared_one_is_named(client, factor, text, diagnosis):
     gradient = client.gradient()
     length = norm(gradient)
     declared = 0.8 * length
@@ -51,7 +41,7 @@ def test_a_clip_that_is_not_the_declared_one_is_named(client, factor, text):
     assert diagnosis(client, [factor * g for g in gradient], **right).verdict == "agrees"
 
 
-def test_a_clip_of_an_update(client):
+def test_a_clip_of_an_update(client, diagnosis):
     update = client.trained(0.5)
     known: dict[str, Any] = {"kind": "update", "learning_rate": 0.5}
     clipped = [0.3 * u for u in update]
@@ -62,7 +52,7 @@ def test_a_clip_of_an_update(client):
 
 
 @pytest.mark.parametrize("seed", [2, 3, 9])
-def test_noise_does_not_make_other_images_agree(client, seed):
+def test_noise_does_not_make_other_images_agree(client, seed, diagnosis):
     gradient, flipped = client.gradient(), replace(client, x=client.x.flip(-1))
     count = sum(g.numel() for g in gradient)
     std = 0.25 * norm(gradient) / count**0.5
@@ -74,7 +64,7 @@ def test_noise_does_not_make_other_images_agree(client, seed):
     assert diagnosis(client, dump, noise_std=std).verdict == "agrees"
 
 
-def test_much_noise_makes_agreement_weak(client):
+def test_much_noise_makes_agreement_weak(client, diagnosis):
     gradient = client.gradient()
     std = 0.3 * norm(gradient) / sum(g.numel() for g in gradient) ** 0.5
     found = diagnosis(client, noisy(gradient, std), noise_std=std)
@@ -85,14 +75,14 @@ def test_much_noise_makes_agreement_weak(client):
     assert "is the dump's" in str(quiet)
 
 
-def test_the_right_images_agree_whatever_the_draw_of_noise(client):
+def test_the_right_images_agree_whatever_the_draw_of_noise(client, diagnosis):
     gradient = client.gradient()
     std = 0.3 * norm(gradient) / sum(g.numel() for g in gradient) ** 0.5
     for seed in range(20):
         assert diagnosis(client, noisy(gradient, std, seed), noise_std=std).verdict == "agrees"
 
 
-def test_noise_does_not_hide_what_is_off(normed):
+def test_noise_does_not_hide_what_is_off(normed, diagnosis):
     gradient = normed.gradient(mode="train")
     std = 0.2 * norm(gradient) / sum(g.numel() for g in gradient) ** 0.5
     found = diagnosis(normed, noisy(gradient, std), noise_std=std)
@@ -102,14 +92,14 @@ def test_noise_does_not_hide_what_is_off(normed):
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-25, 1e25])
-def test_very_small_and_very_large_dumps_are_factors(client, factor):
+def test_very_small_and_very_large_dumps_are_factors(client, factor, diagnosis):
     found = diagnosis(client, [factor * g for g in client.gradient()])
     assert [f.name for f in found.faults] == ["scale"]
     assert found.error == pytest.approx(1 / factor if factor < 1 else 1, rel=1e-3)
     assert f"{factor:.4g} times the mean gradient" in str(found)
 
 
-def test_pruning_is_named_and_told_to_the_attack(client):
+def test_pruning_is_named_and_told_to_the_attack(client, diagnosis):
     dump = pruned(client.gradient(), 0.7)
     found = diagnosis(client, dump)
     assert [f.name for f in found.faults] == ["pruned"]
