@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 60
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint fuzz speed wheel clean
+.PHONY: demo test test-slow quality lint fuzz speed wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/privbench run experiment=quickstart
@@ -17,6 +17,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
+
+quality: $(INSTALLED)
+	$(BIN)/python -m pytest -m "golden and not slow" tests/leakage tests/speed/test_inversion.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

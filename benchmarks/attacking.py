@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.view import RoundView, View, collude, told
-from privbench.benchmarks.measures.leakage import Case, Leakage, is_image
+from privbench.benchmarks.measures.case import Case
+from privbench.benchmarks.measures.leakage import Leakage, is_image
 from privbench.benchmarks.measures.model_change import changes
 from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.tasks.task import Split
@@ -25,7 +27,7 @@ from privbench.benchmarks.tasks.task import Split
 Row = dict[str, Any]
 
 DISTRACTORS = 64
-"""Other clients' records among which a victim's are identified, and that ``other_image`` is drawn from."""
+"""Other clients' records among which a victim's are identified, and the first that ``other_image`` is drawn from."""
 PEERS = 32
 """At most so many other clients' records of each label in a victim's batch stand for public data of the class."""
 
@@ -43,6 +45,7 @@ class Target:
         truth: the records behind it.
         distractors: other clients' records.
         generator: the attack's.
+        used: indices of all records that some update of the attacked rounds came from; ``None``: not known.
     """
 
     measure: Leakage
@@ -54,14 +57,16 @@ class Target:
     truth: Split
     distractors: Split
     generator: torch.Generator
+    used: Tensor | None = None
 
 
 def attack(side: ClientSide, targets: list[Target]) -> list[tuple[list[Row], dict[str, Any]]]:
     """Runs in a worker: a colluder computes its update anew, which the coordinating process then never holds."""
     cases = []
     for t in targets:
-        view, peers = join(side, t) if t.colluders else t.view, _peers(side, t.client, t.truth.y)
-        cases.append(Case(view, t.round, t.client, t.truth, t.generator, t.distractors, peers))
+        view, peers = join(side, t) if t.colluders else t.view, _peers(side, t.client, t.truth.y, t.used)
+        strangers = partial(_others, side, t.client, DISTRACTORS)
+        cases.append(Case(view, t.round, t.client, t.truth, t.generator, t.distractors, peers, strangers))
     found = targets[0].measure.measure_several(cases)
     named = {"features": np.array(side.spec.features)} if side.spec.features else {}
     return [(rows, {**arrays, **named} if arrays else {}) for rows, arrays in found]
@@ -99,6 +104,8 @@ def attacks(
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
     targets: list[Target] = []
     seen = finished.views["participant"].rounds[-1]
+    every = (_used(side, c, _took_part(finished, c, leakage)) for c in range(federation.clients))
+    used = torch.cat([*every]).unique()
     for client in sorted(federation.watched):
         yield from changes(federation.layout, seen, client)
     for adversary, base, several in leakage.coalitions:
@@ -106,7 +113,7 @@ def attacks(
         chosen = 0
         for client in sorted(federation.watched):
             rounds = _took_part(finished, client, leakage)
-            truth = _used(side, client, rounds)
+            truth = side.data.take(_used(side, client, rounds))
             if len(truth) == 0:
                 who = {"round": number, "client": client, "adversary": adversary}
                 when = "" if len(leakage.window(number)) == 1 else "the rounds up to "
@@ -121,8 +128,8 @@ def attacks(
             chosen += 1
             # With or without colluders the attack begins alike: what differs is what they add.
             generator = stream(seed, f"leakage/{base}", number, client)
-            others, joining = _others(side, client), colluders(several, client, federation.clients)
-            targets.append(Target(leakage, view, adversary, joining, number, client, truth, others, generator))
+            others, joining = _others(side, client, 0, DISTRACTORS), colluders(several, client, federation.clients)
+            targets.append(Target(leakage, view, adversary, joining, number, client, truth, others, generator, used))
     together = batches(targets)
     for batch, found in zip(together, engine.map(attack, together), strict=True):
         for target, (rows, arrays) in zip(batch, found, strict=True):
@@ -154,25 +161,32 @@ def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:
     return [r.round for r in seen if r.round in window and client in (r.participants or ())]
 
 
-def _used(side: ClientSide, client: int, rounds: list[int]) -> Split:
-    """The records behind a client's updates: those that its local steps drew."""
+def _used(side: ClientSide, client: int, rounds: list[int]) -> Tensor:
+    """Indices of the records behind a client's updates: those that its local steps drew."""
     share = side.shares[client]
     drawn = [torch.zeros(0, dtype=torch.int64)]
     for number in rounds:
         drawn += side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))
-    return side.data.take(share[torch.cat(drawn).unique()])
+    return share[torch.cat(drawn).unique()]
 
 
-def _others(side: ClientSide, client: int) -> Split:
-    """Other clients' records."""
-    return side.data.take(_drawn(side, client, "distractors")[:DISTRACTORS])
+def _others(side: ClientSide, client: int, first: int, count: int) -> Split:
+    """Other clients' records, ``count`` of them from ``first`` on in a random order."""
+    return side.data.take(_drawn(side, client, "distractors")[first : first + count])
 
 
-def _peers(side: ClientSide, client: int, labels: Tensor) -> Split:
-    """Other clients' records of each of ``labels``."""
+def _peers(side: ClientSide, client: int, labels: Tensor, used: Tensor | None) -> Split:
+    """Other clients' records of each of ``labels``: of those that nothing attacked came from, if there is one.
+
+    An attack on the mean of a cohort reconstructs other clients' records too, which then say nothing of the class.
+    """
     others = _drawn(side, client, "peers")
-    found = side.data.y[others]
-    return side.data.take(torch.cat([others[found == c][:PEERS] for c in labels.unique()]))
+    apart = others if used is None else others[~torch.isin(others, used)]
+    chosen = []
+    for c in labels.unique():
+        own = apart[side.data.y[apart] == c]
+        chosen.append((own if len(own) else others[side.data.y[others] == c])[:PEERS])
+    return side.data.take(torch.cat(chosen))
 
 
 def _drawn(side: ClientSide, client: int, purpose: str) -> Tensor:

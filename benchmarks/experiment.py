@@ -35,6 +35,8 @@ class Experiment:
         task, model, federation, defense: the groups of these names.
         leakage, poisoning: likewise; ``None`` for none.
         seed: names every random stream.
+        epsilon: what the suite's private defenses take as their ``privacy.epsilon``. Others have no use for it, so that
+            one sweep holds arms with and without a guarantee.
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         results_dir: where results go.
         data_dir: where data sets are looked for first.
@@ -51,6 +53,7 @@ class Experiment:
     leakage: Leakage | None = None
     poisoning: Poisoner | None = None
     seed: int = 0
+    epsilon: float = field(default=8.0, metadata=RUNTIME)
     device: str = field(default="cpu", metadata=RUNTIME)
     results_dir: str = field(default="results", metadata=RUNTIME)
     data_dir: str | None = field(default=None, metadata=RUNTIME)
@@ -61,6 +64,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
+        require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
         plain = self.name is None or (re.fullmatch(r"\w[\w.-]*", self.name) and self.name not in ("runs", "report"))
         require(bool(plain), "name", self.name, "letters, digits, '.', '_' and '-' (a folder), not runs or report")
 

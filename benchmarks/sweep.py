@@ -55,7 +55,8 @@ class Jobs:
         multirun: whether it is a sweep.
         name: of the sweep.
         results: the results folder.
-        jobs: all of them; empty where a sweeper of Hydra's chooses as it goes (each is then checked when it starts).
+        jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked
+            when it starts).
         arguments: what Hydra is given to launch them.
     """
 
@@ -77,7 +78,12 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
         arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
-        jobs = [_check(hydra, job, first if many else None) for job in sweeps]
+        # Equal jobs are one run: an arm without a guarantee is the same at every epsilon.
+        by_id: dict[str, Job] = {}
+        for job in sweeps:
+            checked = _check(hydra, job, first if many else None)
+            by_id.setdefault(checked.id, checked)
+        jobs = [*by_id.values()]
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
         return Jobs(many, str(name), Path(first.results_dir), jobs, arguments)
 

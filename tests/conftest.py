@@ -28,6 +28,12 @@ if _DATA.is_dir():
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """As at the start, whatever the test before it left: the last bits of a sum depend on the number."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def task() -> Classification:
     """200 digits for training; the trigger is a bright 2x2 corner, its target 0."""

@@ -226,6 +226,8 @@ def test_nesting_protocols_and_functions():
         ("privbench.nowhere.Leaf", "importable"),
         ("privbench.benchmarks.build.Nothing", "importable"),
         ("privbench.benchmarks.build.RUNTIME", "a class or a function"),
+        ("privbench.benchmarks.build.resolve", "not the builder"),
+        ("privbench.benchmarks.conform.conform", "not the builder"),
         ("privbench.benchmarks.results.record.Path", "privbench's own"),
         ("privbench.benchmarks.build.dataclasses.replace", "importable"),
         (f"{HERE}_broken.Leaf", "division by zero"),

@@ -13,7 +13,7 @@ Source = Literal["running", "update"]
 
 
 def statistics(public: Public, observation: Observation, source: Source) -> dict[str, tuple[Tensor, Tensor]]:
-    """Means and variances of each BatchNorm layer's input, by the layer's name.
+    """Means and unbiased variances of each BatchNorm layer's input, by the layer's name.
 
     Args:
         source: ``running``: the averages in the model that was sent, which everybody who has it knows; they are of

@@ -113,4 +113,6 @@ def disaggregate(view: View, client: int, rounds: Collection[int] | None = None)
         noise_std=sqrt(float(((a * noises) ** 2).sum())),
     )
     gradient = per_step(vector, public.kind, public, steps).float()
-    return Observation(gradient, model.float(), records, "disaggregated", False, steps, known=known, counted=counted)
+    # Each round draws anew, and the truth is what any of them drew.
+    behind = min(records, public.visited(records) * sum(bool(w) for w in own)) if counted else records
+    return Observation(gradient, model.float(), behind, "disaggregated", False, steps, known=known, counted=counted)

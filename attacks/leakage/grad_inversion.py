@@ -6,7 +6,7 @@ from privbench.attacks.leakage.adam import Adam
 from privbench.attacks.leakage.batchnorm import Source, statistics
 from privbench.attacks.leakage.family import Optimisation
 from privbench.attacks.leakage.gradient import ClientGradient
-from privbench.attacks.leakage.noise import noise_share
+from privbench.attacks.leakage.noise import noise_share, variation_for_noise
 from privbench.attacks.leakage.objectives import Cosine, Objective, SquaredDistance
 from privbench.attacks.leakage.observe import Observation
 from privbench.attacks.leakage.priors import L2, BatchNormStatistics, Prior
@@ -47,7 +47,7 @@ class GradInversion(Optimisation):
         """See :class:`Optimisation`."""
         if self.total_variation != "auto":
             return self.total_variation
-        return 0.001 + 0.03 * noise_share(public, observation) ** 2
+        return 0.001 + variation_for_noise(noise_share(public, observation))
 
     def objective(self, observation: Observation) -> Objective:
         return Cosine() if observation.known.clip else SquaredDistance()

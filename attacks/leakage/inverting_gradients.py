@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from privbench.attacks.leakage.adam import Adam
 from privbench.attacks.leakage.family import Optimisation
-from privbench.attacks.leakage.noise import noise_share
+from privbench.attacks.leakage.noise import noise_share, variation_for_noise
 from privbench.attacks.leakage.objectives import Cosine, Objective
 from privbench.attacks.leakage.observe import Observation
 from privbench.benchmarks.federation.view import Public
@@ -14,8 +14,8 @@ from privbench.benchmarks.federation.view import Public
 class InvertingGradients(Optimisation):
     """Cosine distance of gradients, total variation, signed Adam inside the range of valid pixels.
 
-    The paper has 4800 iterations. Total variation weighs 0.01 without noise (the paper's for LeNet), and 0.03 more
-    times the squared share of the observed gradient that is noise.
+    The paper has 4800 iterations. Total variation weighs 0.01 without noise (the paper's for LeNet), and more with
+    noise (:func:`~privbench.attacks.leakage.noise.variation_for_noise`).
     """
 
     iterations: int = 4800
@@ -25,7 +25,7 @@ class InvertingGradients(Optimisation):
         """See :class:`Optimisation`."""
         if self.total_variation != "auto":
             return self.total_variation
-        return 0.01 + 0.03 * noise_share(public, observation) ** 2
+        return 0.01 + variation_for_noise(noise_share(public, observation))
 
     def objective(self, observation: Observation) -> Objective:
         return Cosine()

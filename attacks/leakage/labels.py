@@ -51,26 +51,28 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
     Raises:
         AttackFailed: if no linear layer ends in ``public.classes`` units.
     """
-    name, bias = _last_layer(public)
+    prefix, bias = _last_layer(public)
     layout = public.layout
     parts = torch.split(observation.gradient, [s.numel() for s in map(torch.Size, layout.shapes[: layout.parameters])])
     slopes = dict(zip(layout.names, parts, strict=False))
     if bias and observation.records == 1:
-        return slopes[f"{name}.bias"].argmin()[None]
+        return slopes[f"{prefix}bias"].argmin()[None]
     if bias:
         dummies = torch.randn(DUMMIES, *public.shape, generator=generator).to(observation.gradient.device)
         predicted = ClientGradient(public, observation.model).logits(dummies).softmax(-1).mean(0)
-        slope = slopes[f"{name}.bias"]
+        slope = slopes[f"{prefix}bias"]
         mixed = observation.source in ("release", "disaggregated") and not observation.exact
         if observation.known.clip or mixed:
             slope = slope / shrinkage(predicted, slope, observation.records)
         counts = round_counts(observation.records * (predicted - slope), observation.records)
         return torch.repeat_interleave(torch.arange(public.classes, device=counts.device), counts)
-    return by_row_sums(slopes[f"{name}.weight"].view(public.classes, -1).sum(1), observation.records)
+    return by_row_sums(slopes[f"{prefix}weight"].view(public.classes, -1).sum(1), observation.records)
 
 
 def round_counts(expected: Tensor, total: int) -> Tensor:
     """Whole numbers, not negative, that sum to ``total`` and are close to ``expected`` ``(C,)``: largest remainders."""
+    if not (expected > 0).any():  # noise alone: what is closest with the right sum
+        expected = expected + (total - expected.sum()) / len(expected)
     expected = expected.clamp_min(0)
     expected = expected * total / expected.sum().clamp_min(torch.finfo(expected.dtype).tiny)
     counts = expected.floor().long()
@@ -103,13 +105,14 @@ def by_row_sums(sums: Tensor, total: int) -> Tensor:
 
 
 def _last_layer(public: Public) -> tuple[str, bool]:
-    """The last linear layer with one unit per class, and whether its bias is trained."""
+    """What precedes the tensors of the last linear layer with one unit a class, and whether its bias is trained."""
     trained = public.layout.names[: public.layout.parameters]
     found = [
-        name
+        f"{name}." if name else ""  # a model that is one layer has no name
         for name, module in public.model.named_modules()
-        if isinstance(module, nn.Linear) and module.out_features == public.classes and f"{name}.weight" in trained
+        if isinstance(module, nn.Linear) and module.out_features == public.classes
     ]
+    found = [prefix for prefix in found if f"{prefix}weight" in trained]
     if not found:
         raise AttackFailed(f"labels can't be inferred: no trained linear layer has {public.classes} outputs")
-    return found[-1], f"{found[-1]}.bias" in trained
+    return found[-1], f"{found[-1]}bias" in trained

@@ -1,6 +1,6 @@
 """Inputs of a first fully connected layer from its gradient, by division (Phong et al. 2017, and successors)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -67,8 +67,10 @@ class LinearInversion:
             labels = infer(public, observation, generator)
             return finish(public, observation, mixed(layer, weight, labels, self.iterations), labels)
         found = peel(layer, weight, bias, records, self.tolerance)
+        alone = len(found.y)
         found = fill(found, records, box(public), lambda: infer(public, observation, generator))
-        return finish(public, observation, found.x, found.y)
+        engine = f"division; {alone} of {records} ratios pass for records, the rest are guesses"
+        return replace(finish(public, observation, found.x, found.y), engine=engine)
 
 
 def mixed(layer: FirstLayer, weight: Tensor, labels: Tensor, iterations: int) -> Tensor:

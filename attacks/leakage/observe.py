@@ -19,7 +19,7 @@ class Observation:
     Args:
         gradient: ``(layout.trainable,)`` float32.
         model: ``(layout.size,)``, the model at which it was computed.
-        records: how many records the adversary believes to be behind it.
+        records: how many records the adversary believes to be behind it: those that local steps draw of the enrolled.
         source: what it was derived from.
         exact: ``True`` for one client's single local step, where ``update = -learning_rate * gradient``; ``False``
             for an average over several local steps or a mixture of clients. Noise, clipping and rounding don't count.
@@ -66,17 +66,20 @@ def observe(view: View, round: int, client: int) -> Observation | None:
         known = public.known("update", client)
         gradient = per_step(own.vector[: public.layout.trainable], own.kind, public, steps)
         buffers = own.vector[public.layout.trainable :]
-        return Observation(gradient, model, own.records, "update", steps == 1, steps, known=known, buffers=buffers)
+        behind = public.visited(own.records)
+        return Observation(gradient, model, behind, "update", steps == 1, steps, known=known, buffers=buffers)
     if seen.participants is not None and client not in seen.participants:
         return None
     others = hidden(seen)
     if seen.aggregate is not None:
         mixed = seen.aggregate
-        steps = public.local_steps(max(1, mixed.records // len(others)) if others else mixed.records)
+        each, count = max(1, mixed.records // max(1, len(others))), max(1, len(others))
+        steps = public.local_steps(each)
         exact = steps == 1 and others == (client,)
         known = public.known("aggregate", client)
         gradient = per_step(mixed.vector[: public.layout.trainable], mixed.kind, public, steps)
-        return Observation(gradient, model, mixed.records, "aggregate", exact, steps, known=known)
+        behind = mixed.records if public.visited(each) == each else count * public.visited(each)
+        return Observation(gradient, model, behind, "aggregate", exact, steps, known=known)
     return _released(view, seen, client, model)
 
 
@@ -101,7 +104,8 @@ def _released(view: View, seen: RoundView, client: int, model: Tensor) -> Observ
     steps = steps if public.kind == "update" or alone else 1
     gradient = per_step(mean, public.kind, public, steps).to(model.dtype)
     exact = alone and counted and steps == 1 and moved.undone
-    return Observation(gradient, model, records, "release", exact, steps, known=known, counted=counted)
+    behind = sum(public.visited(public.records[c]) for c in left or (client,)) if counted else records
+    return Observation(gradient, model, behind, "release", exact, steps, known=known, counted=counted)
 
 
 @dataclass(frozen=True)

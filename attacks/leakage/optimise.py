@@ -18,6 +18,8 @@ from privbench.benchmarks.federation.view import Public
 
 Init = Literal["normal", "uniform", "zeros"]
 
+BLIND = "the gradient says nothing of the records: at no start does the objective depend on them (dead units)"
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -62,19 +64,39 @@ def reconstruct(
     y = logits if rows.labels is None else rows.labels
     if rows.labels is None:
         _check_soft_labels(problem, x[0], logits[0])
+    groups = [range(k, k + restarts) for k in range(0, len(x), restarts)]
+    blind = [not any(_depends(problem, x[i], y[i], rows.targets[i]) for i in own) for own in groups]
+    if all(blind):
+        return [AttackFailed(BLIND)] * len(generators)
     run = descent(problem, rows, x, y, optimiser.evaluations, effort.compile)
     x, y = optimiser.minimise(problem, run, x, y, restarts)
     found = zip(x, y, rows.targets, strict=True)
     values = torch.stack([problem.distance(a, b, t).detach() for a, b, t in found]).tolist()
     labels = y.argmax(-1) if problem.labels is None else y
     results: list[Reconstruction | AttackFailed] = []
-    for k in range(len(generators)):
-        own = slice(k * restarts, (k + 1) * restarts)
+    for k, group in enumerate(groups):
+        own = slice(group.start, group.stop)
         try:
+            if blind[k]:
+                raise AttackFailed(BLIND)
             results.append(choose(x[own], labels[own], values[own], run.how))
         except AttackFailed as failure:
             results.append(failure)
     return results
+
+
+def _depends(problem: Problem, x: Tensor, y: Tensor, target: Tensor) -> bool:
+    """Whether the objective depends on the records: behind dead units it doesn't, and any records fit.
+
+    Also asked beside the start: one that is the answer already has no slope.
+    """
+    for at in (x.detach().clone(), x.detach() / 2 + 0.25):
+        value = problem.distance(at.requires_grad_(), y, target)
+        if value.requires_grad:
+            (slope,) = torch.autograd.grad(value, at, allow_unused=True)
+            if slope is not None and bool(slope.any()):
+                return True
+    return False
 
 
 def chunks(targets: int, restarts: int) -> list[range]:

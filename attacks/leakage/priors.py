@@ -43,6 +43,8 @@ class L2:
 class BatchNormStatistics:
     """``sum_l ||mean_l(x) - mean_l|| + ||var_l(x) - var_l||`` over BatchNorm layers (Yin et al. 2021, eq. 7).
 
+    Variances are the unbiased ones, as in the averages that a layer keeps.
+
     Args:
         gradient: whose model is run.
         statistics: by layer's name, the means and variances ``(channels,)`` that its input is expected to have. Where
@@ -71,7 +73,8 @@ class BatchNormStatistics:
         for name, (mean, variance) in self.statistics.items():
             seen = self._inputs.pop(name)
             over = [d for d in range(seen.ndim) if d != 1]
-            total = total + _norm(seen.mean(over) - mean) + _norm(seen.var(over, unbiased=False) - variance)
+            spread = seen.var(over, correction=min(1, seen.numel() // seen.shape[1] - 1))
+            total = total + _norm(seen.mean(over) - mean) + _norm(spread - variance)
         return total
 
 

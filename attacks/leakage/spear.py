@@ -1,10 +1,10 @@
 """SPEAR: exact inversion of small batches (Dimitrov, Baader, Müller and Vechev, NeurIPS 2024)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from privbench.attacks.leakage.attack import AttackFailed, Reconstruction, check
 from privbench.attacks.leakage.first_layer import FirstLayer, finish
@@ -20,6 +20,12 @@ ZERO = 1e-4
 
 EXACT = 1 - 1e-6
 """Agreement of slopes with inputs from which on nothing is exchanged any more."""
+
+SURE = 1 - 1e-4
+"""Agreement from which on a record counts as found."""
+
+EXPLAINED = 1e-3
+"""What the next layer's weights may leave of a record's slopes, as a share of their length."""
 
 MORE = 4
 """Directions that take part in the exchange, in multiples of the records."""
@@ -41,9 +47,14 @@ class Spear:
     of float32 down.
 
     It wants ``nn.Linear`` with a bias on the flattened input, a ReLU after it, more units than records, and one local
-    step without noise: up to about 10 records, since the samples that are needed grow as ``2^b / b``. With two or three
-    classes slopes of different records are multiples of one another where both are open, so that their differences are
-    sparse too and mislead it: :class:`~privbench.attacks.leakage.linear.LinearInversion` does better there.
+    step without noise: up to about 10 records, since the samples that are needed grow as ``2^b / b``.
+
+    With two or three classes slopes of different records are nearly multiples of one another where both are open, so
+    that their differences are sparse too. Where logits follow from the ReLU by one linear layer, such directions are
+    told from records (not in the paper): where a record is open, its slopes are ``V^T c`` with one ``c`` of a number a
+    class, V the layer's weights; those of a difference aren't. In deeper models it can be misled.
+
+    How many records agree by themselves is in the result's ``engine``; where none does, it has failed.
 
     Args:
         samples: random submatrices at most.
@@ -66,7 +77,8 @@ class Spear:
         """See :class:`~privbench.attacks.leakage.attack.Attack`.
 
         Raises:
-            AttackFailed: without ReLU, with too few units, and where sampling doesn't find enough directions.
+            AttackFailed: without ReLU, with too few units, where sampling doesn't find enough directions, and where
+                no record's slopes agree with its input.
         """
         check(view, observation, self.needs)
         layer = FirstLayer.of(view.public, observation.model)
@@ -74,10 +86,12 @@ class Spear:
             raise AttackFailed(f"no ReLU follows the first layer, {layer.name!r}: its slopes aren't sparse")
         weight, bias = layer.part(observation.gradient)
         left, rank = decompose(weight, observation.records)
+        if rank == 0:
+            raise AttackFailed(f"the weight gradient of the first layer, {layer.name!r}, is zero: no unit is active")
         if rank >= len(left):
             raise AttackFailed(f"a gradient of rank {rank} needs more than the first layer's {len(left)} units")
         solved = None
-        for directions in self.directions(left, generator):
+        for directions in self.directions(left, generator, next_weights(layer)):
             solved = best(layer, left, directions, weight, bias)
             if solved.agreed >= EXACT:
                 break
@@ -86,16 +100,23 @@ class Spear:
                 f"{self.samples} samples don't find {rank} independent sparse directions: the batch is too large for"
                 " this layer, or the gradient isn't of one step without noise"
             )
+        sure = int((solved.agreement >= SURE).sum())
+        if not sure:
+            raise AttackFailed(
+                f"the {rank} sparse directions found mislead: no record's slopes agree with its input (cosine"
+                f" {float(solved.agreement.max()):.3f} at best), as with few classes and more layers behind"
+            )
+        engine = f"SPEAR; slopes of {sure} of {rank} records agree with their inputs"
         x, slopes = solved.x, solved.slopes
         found = finish(view.public, observation, x, layer.labels(x, slopes.T))
         if rank == observation.records:
-            return found
+            return replace(found, engine=engine)
         # Records of zero gradient or of one direction leave no trace of their own: the mean stands in for them.
         x = torch.cat([x, x.new_zeros(observation.records - rank, x.shape[1])])
         y = torch.cat([found.y, found.y[:1].expand(observation.records - rank)])
-        return finish(view.public, observation, x, y)
+        return replace(finish(view.public, observation, x, y), engine=engine)
 
-    def directions(self, left: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def directions(self, left: Tensor, generator: torch.Generator, following: Tensor | None = None) -> Iterator[Tensor]:
         """Unit vectors q in which ``left @ q`` is sparse, ``(k, b)``, the sparsest first, no two alike.
 
         The first set is there as soon as b of them are independent; each later one took twice as many samples, and the
@@ -103,6 +124,8 @@ class Spear:
 
         Args:
             left: L, ``(H, b)``.
+            following: weights from the units to the logits, ``(C, H)``; where they are given, directions that aren't
+                a record's slopes are left out.
         """
         units, rank = left.shape
         if rank == 1:
@@ -116,7 +139,10 @@ class Spear:
             q = torch.linalg.qr(left[rows].mT, mode="complete").Q[..., -1]
             zeros = _zeros(q @ left.T).sum(1)
             q = q[zeros >= rank - 1 + self.sparsity * (units - rank + 1)]
-            found = _distinct(torch.cat([found, _refined(left, _distinct(q))]))
+            fresh = _refined(left, _distinct(q))
+            if following is not None:
+                fresh = fresh[_explained(fresh @ left.T, following)]
+            found = _distinct(torch.cat([found, fresh]))
             done = start + count
             if _rank(found) == rank and (done >= due or done == self.samples):
                 due = 2 * done
@@ -125,11 +151,31 @@ class Spear:
 
 @dataclass(frozen=True)
 class Solved:
-    """Inputs ``(b, n)``, slopes ``(H, b)``, and the mean cosine of these with slopes computed from the inputs."""
+    """Inputs ``(b, n)``, slopes ``(H, b)``, and the cosine of each record's with slopes computed from its input."""
 
     x: Tensor
     slopes: Tensor
-    agreed: float
+    agreement: Tensor
+
+    @property
+    def agreed(self) -> float:
+        """Mean agreement."""
+        return float(self.agreement.mean())
+
+
+def next_weights(layer: FirstLayer) -> Tensor | None:
+    """Weights of the linear layer that makes logits of the first layer's ReLU, ``(C, H)``; ``None`` without one."""
+    if layer.second is None:
+        return None
+    second = layer.model.get_submodule(layer.second)
+    assert isinstance(second, nn.Linear)
+    linear = layer.linear
+    seed = torch.Generator().manual_seed(0)
+    probe = torch.randn(2, *layer.public.shape, generator=seed, dtype=linear.weight.dtype).to(linear.weight.device)
+    with torch.no_grad():
+        found, expected = layer.model(probe), second(linear(probe.flatten(1)).relu())
+    same = found.shape == expected.shape and torch.allclose(found, expected)
+    return second.weight.detach() if same else None
 
 
 def decompose(weight: Tensor, records: int) -> tuple[Tensor, int]:
@@ -172,13 +218,27 @@ def _solve(layer: FirstLayer, left: Tensor, directions: Tensor, weight: Tensor, 
     x = torch.linalg.lstsq(slopes, weight).solution
     anew = torch.cat([layer.by_class(part) for part in layer.blocks(x)])
     agreed = torch.cosine_similarity(anew, slopes.T[:, None], dim=-1).amax(1)
-    return Solved(x.detach(), slopes, float(agreed.mean()))
+    return Solved(x.detach(), slopes, agreed)
 
 
 def _zeros(columns: Tensor) -> Tensor:
     """Where rows of ``columns`` ``(k, H)`` vanish."""
     size = columns.abs()
     return size < ZERO * size.amax(1, keepdim=True)
+
+
+def _explained(columns: Tensor, following: Tensor) -> Tensor:
+    """Which of ``columns`` ``(k, H)`` are, where they aren't 0, a combination of the rows of ``following`` ``(C, H)``.
+
+    Of so few open units that any column is one, nothing is said.
+    """
+    fine = [True] * len(columns)
+    for i, (column, closed) in enumerate(zip(columns, _zeros(columns), strict=True)):
+        own, rows = column[~closed, None], following[:, ~closed].T
+        if len(own) > rows.shape[1]:
+            left = own - rows @ torch.linalg.lstsq(rows, own).solution
+            fine[i] = bool(left.norm() <= EXPLAINED * own.norm())
+    return torch.tensor(fine, dtype=torch.bool, device=columns.device)
 
 
 def _distinct(directions: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -138,6 +139,7 @@ class Federation:
             kind=work.share,
             learning_rate=work.learning_rate,
             local_steps=work.local_steps,
+            visited=partial(self.defense.local.visited, work=work),
             server=self.settings.server,
             work=work,
             known=self.plan.known if self.plan else unprotected,

@@ -38,6 +38,11 @@ def unprotected(source: str, client: int) -> Known:
     return Known()
 
 
+def all_of_them(records: int) -> int:
+    """What local steps draw of so many records, unless something else is published."""
+    return records
+
+
 @dataclass(frozen=True)
 class Mixture:
     """How updates become the aggregate, where it is a published weighted mean: ``sum_c w_c clip(u_c) / W``.
@@ -100,6 +105,7 @@ class Public:
         kind: whether clients send gradients or updates.
         learning_rate: of the local optimiser.
         local_steps: ``local_steps(records)`` is how many local steps a client with that many records takes.
+        visited: ``visited(records)`` is how many of them its local steps draw, or are expected to.
         server: the server optimiser.
         work: the clients' local work, ``None`` where it isn't published.
         known: ``known(source, client)`` is what the federation publishes of the protection on what an adversary
@@ -118,6 +124,7 @@ class Public:
     kind: Kind
     learning_rate: float
     local_steps: Callable[[int], int]
+    visited: Callable[[int], int] = all_of_them
     server: Any = None
     work: "LocalWork | None" = None
     known: Callable[[str, int], Known] = unprotected

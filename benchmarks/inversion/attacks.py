@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from privbench.attacks.leakage.attack import Attack
 from privbench.attacks.leakage.labels import Labels
@@ -17,8 +17,9 @@ def options() -> dict[str, dict[str, Any]]:
     found = {}
     for file in sorted(files("privbench.conf").joinpath("leakage").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
-            config = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            if isinstance(config.get("attack"), dict):
+            # As `privbench run` reads it: YAML 1.1 alone takes 1e-3 for a string.
+            config = OmegaConf.to_container(OmegaConf.create(file.read_text(encoding="utf-8")))
+            if isinstance(config, dict) and isinstance(config.get("attack"), dict):
                 found[file.name.removesuffix(".yaml")] = config["attack"]
     return found
 

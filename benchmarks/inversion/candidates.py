@@ -68,6 +68,9 @@ def fitting_labels(case: Case, x: Tensor, y: Tensor, model: nn.Module) -> Tensor
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
         return None
     matrix, seen = torch.stack(columns, 1).double(), (vector[-size:] * case.unit - origin).double()
+    if case.known.pruned:
+        kept = vector[-size:] != 0
+        matrix, seen = matrix[kept], seen[kept]
     # Each record's labels sum to one, which ties down what the gradient leaves open.
     ties = torch.eye(batch).repeat_interleave(public.classes, 1).double() * matrix.norm()
     target = torch.cat([seen, matrix.norm() * torch.ones(batch).double()])

@@ -16,7 +16,6 @@ from privbench.benchmarks.federation.view import Known, Public, RoundView, View
 from privbench.benchmarks.inversion.dump import Dump, make_dump
 from privbench.benchmarks.inversion.files import Content
 from privbench.benchmarks.inversion.model import Loss, check_loss, make_loss, outputs
-from privbench.benchmarks.tasks.task import Split
 
 Mode = Literal["eval", "train"]
 Numbers = float | Sequence[float]
@@ -84,6 +83,8 @@ def make_case(
     std: Numbers,
     clip: float | None,
     noise_std: float,
+    pruned: bool = False,
+    momentum: float = 0.0,
     shown: str = "update",
 ) -> Case:
     """Check all settings and put them together; see :func:`~privbench.benchmarks.inversion.invert.invert`.
@@ -110,6 +111,8 @@ def make_case(
     require(0 < rate < math.inf, "learning_rate", rate, "a positive, finite rate")
     require(clip is None or 0 < clip < math.inf, "clip", clip, "a positive, finite norm")
     require(0 <= noise_std < math.inf, "noise_std", noise_std, "a finite standard deviation of 0 or more")
+    require(0 <= momentum < 1, "momentum", momentum, "0 or more, below 1")
+    require(momentum == 0 or kind == "update", "momentum", momentum, "0 with kind=gradient: no step is taken")
     function = make_loss(loss)
     try:
         model = copy.deepcopy(model).float().cpu()
@@ -128,7 +131,7 @@ def make_case(
     several = "at least 2: cross entropy over a single class has no gradient (loss=mse, or your own, for one output)"
     require(made >= 2 or function.name != "cross_entropy", "classes", made, several)
     check_loss(function, made)
-    known = Known(clip, 0.0, noise_std)
+    known = Known(clip, 0.0, noise_std, pruned)
     public = Public(
         model=model,
         layout=layout,
@@ -142,9 +145,24 @@ def make_case(
         local_steps=lambda records: local_steps,
         known=lambda source, client: known,
         records=(records,),
-        work=LocalWork(learning_rate=rate, batch_size=batch_size, steps=local_steps, share=kind),
+        work=LocalWork(learning_rate=rate, batch_size=batch_size, steps=local_steps, momentum=momentum, share=kind),
     )
-    return Case(public, sent, make_dump(update, model, layout, shown), records, local_steps, known)
+    dump = make_dump(update, model, layout, shown)
+    _no_weights(dump, sent[: layout.trainable], shown)
+    return Case(public, sent, dump, records, local_steps, known)
+
+
+def _no_weights(dump: Dump, sent: Tensor, shown: str) -> None:
+    """Refuse what a few steps make of the weights: the model itself, where its change is asked for."""
+    vector, length = dump.vector(), float(sent.double().norm())
+    if vector is None or length == 0:
+        return
+    away = float((vector.double() - sent.double()).norm()) / length
+    right = (
+        "a gradient or w_after - w_before; it is a state dict, the model's weights themselves "
+        f"({away:.1%} away from those it began with): give two with --before and --after, or their difference"
+    )
+    require(away > 0.3, "update", shown, right)
 
 
 def _per_channel(field: str, value: Numbers, shape: tuple[int, ...]) -> Tensor:
@@ -155,47 +173,3 @@ def _per_channel(field: str, value: Numbers, shape: tuple[int, ...]) -> Tensor:
     sound = bool(torch.isfinite(numbers).all()) and (field == "mean" or bool((numbers > 0).all()))
     require(sound, field, shown, "finite numbers" if field == "mean" else "finite numbers above 0")
     return numbers.expand(shape[0]).reshape(-1, *[1] * (len(shape) - 1))
-
-
-def make_truth(x: Tensor, y: Tensor, case_shape: tuple[int, ...], classes: int) -> Split:
-    """The user's inputs, checked.
-
-    Args:
-        x: ``(B, *shape)``, or one input without the batch.
-        y: ``(B,)``, one number, or one-hot rows ``(B, classes)``.
-
-    Raises:
-        ConfigError: if they don't fit the model or each other.
-    """
-    x = (x[None] if tuple(x.shape) == case_shape else x).to(torch.float32)
-    last = "; its channels are last: use x.transpose" if _channels_last(tuple(x.shape[1:]), case_shape) else ""
-    right = f"inputs of shape (records, {', '.join(map(str, case_shape))}){last}"
-    require(len(x) > 0 and tuple(x.shape[1:]) == case_shape, "inputs.x", list(x.shape), right)
-    require(bool(torch.isfinite(x).all()), "inputs.x", list(x.shape), "finite numbers: NaN or infinity in them")
-    return Split(x, make_labels(y, len(x), classes, "inputs.y"))
-
-
-def make_labels(y: Tensor, records: int, classes: int, field: str) -> Tensor:
-    """``(records,)`` int64; float for a model with a single output, where they are targets.
-
-    Raises:
-        ConfigError: if they aren't that.
-    """
-    if y.ndim == 2 and y.shape[1] == classes > 1 and bool((y.sum(1) == 1).all()) and bool(((y == 0) | (y == 1)).all()):
-        y = y.argmax(1)
-    y = y.reshape(-1) if y.numel() == records else y
-    require(tuple(y.shape) == (records,), field, list(y.shape), f"labels of {records} records")
-    require(bool(torch.isfinite(y.to(torch.float64)).all()), field, list(y.shape), "finite labels")
-    if classes == 1:
-        return y.to(torch.float32)
-    shown = [int(v) if float(v).is_integer() else float(v) for v in y[:8]]
-    require(bool((y == y.to(torch.int64)).all()), field, shown, "whole numbers")
-    y = y.to(torch.int64)
-    low, high = int(y.min()), int(y.max())
-    counted = "; they seem to be counted from 1" if low >= 1 and high == classes else ""
-    require(low >= 0 and high < classes, field, shown, f"labels from 0 to {classes - 1}{counted}")
-    return y
-
-
-def _channels_last(shape: tuple[int, ...], right: tuple[int, ...]) -> bool:
-    return len(right) > 1 and shape == (*right[1:], right[0])

@@ -63,12 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--learning-rate", type=float, metavar="X", help="the client's, for an update")
     own.add_argument("--local-steps", type=int, default=1, metavar="N", help="the client's, for an update (default: 1)")
     own.add_argument("--batch-size", type=int, metavar="N", help="records a local step (default: all)")
+    own.add_argument("--momentum", type=float, default=0.0, metavar="X", help="of the client's SGD, for an update")
     own.add_argument("--loss", default="cross_entropy", metavar="NAME", help="cross_entropy, mse, or MODULE:FUNCTION")
     own.add_argument("--mode", choices=("eval", "train"), default="eval", help="of the model on the client")
     own.add_argument("--mean", type=_floats, default=[0.0], metavar="X[,X]", help="of standardisation, by channel")
     own.add_argument("--std", type=_floats, default=[1.0], metavar="X[,X]", help="of standardisation, by channel")
     own.add_argument("--clip", type=float, metavar="X", help="published L2 bound on the whole update")
     own.add_argument("--noise-std", type=float, default=0.0, metavar="X", help="published noise on each number of it")
+    own.add_argument("--pruned", action="store_true", help="it was pruned: entries that are exactly 0 say nothing")
     attack = parser.add_argument_group("the attack")
     attack.add_argument(
         "--attack", default="inverting_gradients", metavar="NAME", help=f"{', '.join(attacks())}, or a dotted path"
@@ -155,6 +157,8 @@ def _case(options: argparse.Namespace, inputs: Any, labels: Any) -> tuple[Any, l
         std=options.std,
         clip=options.clip,
         noise_std=options.noise_std,
+        pruned=options.pruned,
+        momentum=options.momentum,
         shown=shown,
     )
     return case, notes

@@ -1,7 +1,7 @@
-"""What on the dump's side, if anything, turns a recomputed gradient into it: order, sign, factor, weight decay."""
+"""What on the dump's side turns a recomputed gradient into it: order, sign, factor, clip, decay, pruning."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from privbench.benchmarks.inversion.case import Case
 from privbench.benchmarks.inversion.dump import Order
+from privbench.benchmarks.inversion.fit import Fit
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Fault:
     """One thing that isn't as it was declared.
 
     Args:
-        name: ``order``, ``mode``, ``reduction``, ``labels``, ``sign``, ``scale``, ``learning_rate``,
-            ``standardisation``, ``kind``, ``local_steps``, ``batch_size`` or ``weight_decay``.
+        name: ``order``, ``mode``, ``reduction``, ``labels``, ``sign``, ``scale``, ``clip``, ``learning_rate``,
+            ``standardisation``, ``kind``, ``local_steps``, ``batch_size``, ``momentum``, ``optimiser``, ``pruned`` or
+            ``weight_decay``.
         found: a sentence.
         setting: arguments of ``invert`` that would be right, where there are any.
     """
@@ -30,15 +32,39 @@ class Fault:
     setting: dict[str, Any] = field(default_factory=dict)
 
 
-def explain(case: Case, gradient: Tensor, limit: float) -> tuple[Fault, ...] | None:
-    """Faults that make the dump of ``gradient``, up to ``limit`` relative error; ``None`` where none do.
+def expected(case: Case, gradient: Tensor, seen: Tensor) -> Tensor:
+    """``gradient`` after the published pruning and clip of the client's whole vector.
 
     Args:
-        gradient: recomputed, ``(layout.trainable,)``, in the unit in which the dump times ``case.unit`` would equal it.
+        gradient: ``(layout.trainable,)`` float64.
+        seen: the dump in its unit.
     """
-    declared = case.dump.vector()
-    if declared is not None:
-        found = _factor_fits(case, gradient, declared * case.unit, limit)
+    gradient = masked(case, gradient, seen)
+    return gradient * _clipped(case, float(gradient.norm()))
+
+
+def masked(case: Case, gradient: Tensor, seen: Tensor) -> Tensor:
+    """``gradient`` without the entries that the client pruned, if it did."""
+    return gradient * (seen != 0) if case.known.pruned else gradient
+
+
+def _clipped(case: Case, length: float) -> float:
+    """The factor that the published clip makes of a gradient of that norm."""
+    clip = case.known.clip
+    return 1.0 if clip is None or length == 0 else min(1.0, clip * abs(case.unit) / length)
+
+
+def explain(case: Case, gradient: Tensor, fit: Fit) -> tuple[Fault, ...] | None:
+    """Faults that make the dump of ``gradient``; ``None`` where none do.
+
+    Args:
+        gradient: recomputed, ``(layout.trainable,)`` float64, not clipped, in the unit in which the dump times
+            ``case.unit`` would equal it.
+        fit: what counts as equal.
+    """
+    given = case.dump.vector()
+    if given is not None:
+        found = _factor_fits(case, gradient, given.double() * case.unit, fit)
         if found is not None:
             return found
     if case.dump.named:
@@ -47,7 +73,7 @@ def explain(case: Case, gradient: Tensor, limit: float) -> tuple[Fault, ...] | N
         vector = case.dump.vector(order)
         if vector is None:
             continue
-        found = _factor_fits(case, gradient, vector * case.unit, limit)
+        found = _factor_fits(case, gradient, vector.double() * case.unit, fit)
         if found is not None:
             names = [case.public.layout.names[p] for p in order]
             said = called or f"tensors are those of {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
@@ -55,42 +81,68 @@ def explain(case: Case, gradient: Tensor, limit: float) -> tuple[Fault, ...] | N
     return None
 
 
-def _factor_fits(case: Case, gradient: Tensor, seen: Tensor, limit: float) -> tuple[Fault, ...] | None:
-    g, s, w = gradient.double(), seen.double(), case.sent[: len(gradient)].double()
+def _factor_fits(case: Case, gradient: Tensor, seen: Tensor, fit: Fit) -> tuple[Fault, ...] | None:
+    kept = seen != 0
+    if case.known.pruned:
+        return _scaled(case, gradient * kept, seen, fit, kept)
+    found = _scaled(case, gradient, seen, fit)
+    cut = (~kept) & (gradient != 0)
+    if found is not None or not bool(cut.any()):
+        return found
+    found = _scaled(case, gradient * kept, seen, replace(fit, pruned=True), kept)
+    said = f"{float(cut.double().mean()):.0%} of its entries are 0 where the gradient isn't: the client pruned it"
+    return None if found is None else (*found, Fault("pruned", said, {"pruned": True}))
+
+
+def _scaled(case: Case, g: Tensor, s: Tensor, fit: Fit, kept: Tensor | None = None) -> tuple[Fault, ...] | None:
+    if not bool(g.any()):
+        return None
     factor = float(g @ s / (g @ g))
-    if float((s - factor * g).norm() / s.norm()) <= limit:
-        return _name(case, factor, seen, limit)
+    if fit(s, factor * g):
+        return _name(case, factor, g, fit)
+    w = case.sent[: len(g)].double()
+    w = w if kept is None else w * kept
     # s = factor g + decay w by normal equations: a least-squares solver takes seconds for millions of weights.
     gram = torch.stack([g @ g, g @ w, g @ w, w @ w]).view(2, 2)
     if float(w.norm()) == 0 or float(torch.linalg.det(gram)) <= 1e-12 * float(gram[0, 0] * gram[1, 1]):
         return None
     factor, decay = torch.linalg.solve(gram, torch.stack([g @ s, w @ s])).tolist()
-    if factor and float((s - factor * g - decay * w).norm() / s.norm()) <= limit:
-        rate = decay / factor
-        found = Fault("weight_decay", f"{rate:.3g} times the weights is in it: subtract it", {})
-        return (*_name(case, factor, seen, limit), found)
-    return None
+    if factor == 0 or decay / factor <= 0:
+        return None
+    rate = decay / factor
+    whole = g + rate * w
+    if not fit(s, factor * whole):
+        return None
+    found = Fault("weight_decay", f"{rate:.3g} times the weights is in it: subtract it", {})
+    return (*_name(case, factor, whole, fit), found)
 
 
-def _name(case: Case, factor: float, seen: Tensor, limit: float) -> tuple[Fault, ...]:
-    """What a factor of the mean gradient means."""
-    public = case.public
+def _name(case: Case, factor: float, gradient: Tensor, fit: Fit) -> tuple[Fault, ...]:
+    """What it means that the dump is ``factor`` times a gradient that wasn't clipped."""
+    public, whole = case.public, float(gradient.norm())
+    slack = max(2 * fit.rounding / fit.length, 2e-3)
 
     def near(value: float) -> bool:
-        return abs(factor - value) <= max(2 * limit, 2e-3) * abs(value)
+        return abs(factor - value) <= slack * abs(value) + fit.slack(whole)
 
-    if near(1) or (case.known.clip is not None and 0 < factor < 1):
+    clipped = _clipped(case, whole)
+    if near(clipped):
         return ()
+    length = abs(factor) * whole / abs(case.unit)
+    if case.known.clip is not None and (near(1) or 0 < factor < 1):
+        above = "above" if factor > clipped else "below"
+        found = f"its norm is {length:.4g}, {above} what a clip of {case.known.clip:.4g} makes of it"
+        return (Fault("clip", found, {"clip": length}),)
     for sign in (1, -1):
         negative = (Fault("sign", _opposite(public.kind)),) if sign < 0 else ()
-        if sign < 0 and near(-1):
+        if sign < 0 and near(-clipped):
             return negative
         for value, found in _reductions(case):
             if near(sign * value):
                 return (*negative, _reduction(case, value, found))
     raw = factor / case.unit  # dump = raw * gradient
     if public.kind == "update":
-        if abs(raw - 1) <= max(2 * limit, 2e-3):
+        if abs(raw - 1) <= slack + fit.slack(whole) / abs(case.unit):
             return (Fault("kind", "it is a gradient, not an update", {"kind": "gradient"}),)
         if factor < 0:
             rate = -factor * public.learning_rate
@@ -100,10 +152,9 @@ def _name(case: Case, factor: float, seen: Tensor, limit: float) -> tuple[Fault,
         found = f"it is an update, -{-factor:.4g} times the gradient"
         return (Fault("kind", found, {"kind": "update", "learning_rate": -factor}),)
     # The dump is shorter or longer than any mean or sum.
-    length = float(seen.norm())
-    clipped = f"; clipped to its norm? clip={length:.4g}" if factor < 1 else ""
+    shorter = f"; clipped to its norm? clip={length:.4g}" if factor < 1 else ""
     return (
-        Fault("scale", f"it is {factor:.4g} times the mean gradient{clipped}", {"clip": length} if clipped else {}),
+        Fault("scale", f"it is {factor:.4g} times the mean gradient{shorter}", {"clip": length} if shorter else {}),
     )
 
 
@@ -149,7 +200,7 @@ def _orders(case: Case, gradient: Tensor) -> Iterator[tuple[Order, str]]:
     if case.dump.flat:
         return
     size = [prod(s) for s in case.dump.shapes]
-    parts = [p.double() for p in torch.split(gradient, size)]
+    parts = torch.split(gradient, size)
     tensors = [t.reshape(-1).double() * case.unit for t in case.dump.tensors]
     length = float(torch.cat(tensors).norm() / gradient.norm())
     for factor in (length, -length):

@@ -15,10 +15,12 @@ from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.update import Kind
 from privbench.benchmarks.federation.view import View
 from privbench.benchmarks.inversion.attacks import make_attack, with_labels
-from privbench.benchmarks.inversion.case import Case, Mode, Numbers, make_case, make_labels, make_truth
+from privbench.benchmarks.inversion.case import Case, Mode, Numbers, make_case
 from privbench.benchmarks.inversion.diagnosis import Diagnosis, diagnose
 from privbench.benchmarks.inversion.files import content
+from privbench.benchmarks.inversion.notes import notes
 from privbench.benchmarks.inversion.result import Inversion, measure
+from privbench.benchmarks.inversion.truth import check_labels, check_pixels, make_labels, make_truth
 from privbench.benchmarks.measures import images
 from privbench.benchmarks.tasks.task import Split
 
@@ -54,6 +56,8 @@ def invert(
     std: Numbers = 1.0,
     clip: float | None = None,
     noise_std: float = 0.0,
+    pruned: bool = False,
+    momentum: float = 0.0,
     attack: str | Attack = "inverting_gradients",
     settings: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -78,10 +82,13 @@ def invert(
         mode: of the model on the client; ``train`` is BatchNorm with the batch's own statistics.
         mean, std: standardisation, one number or one a channel: ``raw = x * std + mean``; raw pixels are in [0, 1].
         clip, noise_std: published protection: L2 bound of the whole update, standard deviation of each number's noise.
+        pruned: the client pruned the update: entries that are exactly 0 say nothing.
+        momentum: of the client's SGD, whose buffer was zero; attacks that unroll local training follow it.
         attack: a choice of ``conf/leakage``, a dotted path to a class, or an attack.
         settings: of the attack where it is named, values by field.
         seed: of the attack.
-        force: attack even if the dump isn't the gradient at ``inputs``.
+        force: attack even if the dump isn't the gradient at ``inputs``, their pixels aren't in [0, 1], or ``labels``
+            contradict theirs.
 
     Raises:
         ConfigError: naming field, value and what would be right.
@@ -107,6 +114,8 @@ def invert(
         std=std,
         clip=clip,
         noise_std=noise_std,
+        pruned=pruned,
+        momentum=momentum,
     )
     return attack_case(case, attack, settings or {}, labels, inputs, seed, force)
 
@@ -138,6 +147,11 @@ def attack_case(
     diagnosis = None if truth is None else diagnose(case, truth)
     if diagnosis is not None and not diagnosis.agrees and not force:
         raise DumpDiffers(diagnosis)
+    if truth is not None and not force:
+        check_pixels(public, truth.x)
+        if known is not None:
+            check_labels(known, truth)
+    _check_size(case)
     view = case.view()
     observation = observe(view, 1, 0)
     assert observation is not None, "an update is readable"
@@ -150,8 +164,15 @@ def attack_case(
         x, y = torch.zeros_like(truth.x), torch.full_like(truth.y, -1)
         x[j], y[j] = found.x[i].to(x), found.y[i].to(y)
         metrics = measure(public, found, truth)
-    notes = _notes(case, made, observation, diagnosis, found)
-    return Inversion(x, y, found, made, public, case.records, diagnosis, truth, metrics, seconds, notes)
+    said = notes(case, made, observation, diagnosis, found, truth)
+    return Inversion(x, y, found, made, public, case.records, diagnosis, truth, metrics, seconds, said)
+
+
+def _check_size(case: Case) -> None:
+    """Attacks compare gradients by squares of float32 numbers."""
+    length = float(torch.cat([t.reshape(-1) for t in case.dump.tensors]).double().norm()) * abs(case.unit)
+    right = f"a gradient of usual size, its norm is {length:.3g}: squares of its numbers would leave float32; scale it"
+    require(1e-15 < length < 1e15, "update", case.dump.shown, right)
 
 
 def _reconstruct(attack: Attack, view: View, observation: Observation, seed: int) -> tuple[Reconstruction, float]:
@@ -200,27 +221,3 @@ def _check_labels(case: Case, attack: Attack, known: Tensor | None) -> None:
         raise ConfigError("labels", how, "known or joint with loss=mse: inference presumes softmax cross entropy")
     if how in ("inferred", "joint") and case.public.classes < 2:
         raise ConfigError("labels", how, "known: with a single output there are no classes to find")
-
-
-def _notes(
-    case: Case, attack: Attack, observation: Observation, diagnosis: Diagnosis | None, found: Reconstruction
-) -> tuple[str, ...]:
-    public, notes = case.public, []
-    if diagnosis is not None:
-        notes.append(str(diagnosis))
-    else:
-        notes.append("nothing shows that the update is of this model: no inputs were given to recompute it")
-    how = getattr(attack, "labels", None)
-    if how == "known":
-        notes.append("labels were told to the attack (side information)")
-    elif how == "inferred" and case.loss.name != "cross_entropy":
-        notes.append(f"labels are inferred as if the loss were softmax cross entropy; it is {case.loss.name}")
-    notes.append(f"the number of records, {case.records}, was told to the attack")
-    if not observation.exact:
-        notes.append(f"{case.steps} local steps: an attack that doesn't unroll them sees an averaged gradient")
-    dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in public.model.modules())
-    if dropout and public.model.training:
-        notes.append("dropout is switched off: its masks aren't known")
-    if len(found.x) != case.records:
-        notes.append(f"the attack found {len(found.x)} of {case.records} records")
-    return tuple(notes)

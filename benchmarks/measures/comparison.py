@@ -3,6 +3,7 @@
 Images are compared raw, clamped to [0, 1]; signals and tables as they are, in units of the standard deviation.
 """
 
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from privbench.attacks.leakage.attack import AttackFailed, Reconstruction
 from privbench.benchmarks.federation.view import Public
 from privbench.benchmarks.measures import images, perceptual
+from privbench.benchmarks.measures.identification import chance, identification
 
 THRESHOLDS = (20.0, 25.0)
 """PSNR in dB from which an image counts as reconstructed: a root mean squared error of 0.1, and of 0.056.
@@ -63,11 +65,13 @@ def compare(
     distractors: Records | None = None,
     peers: Records | None = None,
     thresholds: tuple[float, ...] = THRESHOLDS,
+    strangers: Records | None = None,
 ) -> tuple[dict[str, float], Arrays]:
     """Values of a reconstruction against the truth, and the arrays behind them; see :meth:`.Leakage.measure`.
 
     True records that no reconstruction was left for are compared with grey (images) or the training mean (others), and
-    come last in their identification.
+    come last in their identification. ``strangers`` are other clients' records beside the distractors, for the level at
+    chance.
     """
     original, fill = comparable(public, truth.x), 0.5 if is_image(public) else 0.0
     i, j = images.match(comparable(public, found.x), original)
@@ -87,8 +91,11 @@ def compare(
     if distractors is not None and len(distractors.y):
         lost = torch.ones(len(original), dtype=torch.bool)
         lost[j] = False
-        values |= identification(x, original, comparable(public, distractors.x), lost)
-    values |= _same_label(public, x, truth.y, distractors if peers is None else peers)
+        others = comparable(public, distractors.x)
+        further = others[:0] if strangers is None else comparable(public, strangers.x)
+        values |= identification(x, original, others, lost)
+        values |= chance(original, others, further, len(found.x))
+    values |= _same_label(public, comparable(public, found.x), truth.y, distractors if peers is None else peers, fill)
     return values, arrays
 
 
@@ -122,39 +129,10 @@ def success(threshold: float) -> str:
 
 
 def label_accuracy(found: Tensor, truth: Tensor) -> float:
-    """Share of the true labels ``(n,)`` that are among those found ``(m,)``, each used once."""
-    return sum(min(int((found == c).sum()), int((truth == c).sum())) for c in truth.unique()) / len(truth)
-
-
-def identification(x: Tensor, truth: Tensor, distractors: Tensor, lost: Tensor | None = None) -> dict[str, float]:
-    """Is a reconstruction closer to its own record than to other people's?
-
-    The rank of the true record among itself and the distractors by MSE to its reconstruction: 1 is the closest, ties
-    count half, so that a distractor equal to the truth leaves it unidentified. A reconstruction that knows nothing has
-    the true record at any rank alike, and at 1 with probability ``1 / (m + 1)``. In a batch that level is a little too
-    low, since the true records were matched to the reconstructions that are nearest.
-
-    Args:
-        x, truth: ``(n, ...)``, in the same order.
-        distractors: ``(m, ...)``.
-        lost: ``(n,)``, records without a reconstruction: they have the last rank.
-
-    Returns:
-        ``identification_rank`` (median, from 1 to m + 1), ``identified`` (share with rank 1) and the two at chance.
-    """
-    m = len(distractors)
-    ranks = torch.empty(len(x), dtype=torch.float64)
-    for k, (found, own) in enumerate(zip(x, truth, strict=True)):
-        away = images.mse(torch.cat([own[None], distractors]), found[None])
-        ranks[k] = 1 + (away[1:] < away[0]).sum() + (away[1:] == away[0]).sum() / 2
-    if lost is not None:
-        ranks[lost] = m + 1.0
-    return {
-        "identification_rank": float(ranks.quantile(0.5)),
-        "identification_rank_chance": m / 2 + 1,
-        "identified": float((ranks == 1).double().mean()),
-        "identified_chance": 1 / (m + 1),
-    }
+    """How many labels two multisets share, ``(m,)`` and ``(n,)``, by the size of the larger one: more guesses than
+    there are labels aren't a better attack."""
+    shared = sum(min(int((found == c).sum()), int((truth == c).sum())) for c in truth.unique())
+    return shared / max(len(found), len(truth))
 
 
 def of_label(records: Records | None, label: Tensor) -> Tensor:
@@ -162,18 +140,19 @@ def of_label(records: Records | None, label: Tensor) -> Tensor:
     return torch.zeros(0) if records is None else records.x[records.y == label]
 
 
-def _same_label(public: Public, x: Tensor, labels: Tensor, peers: Records | None) -> dict[str, float]:
-    """The reconstructions against other clients' records of the true label, the mean over those, then over the batch.
+def _same_label(public: Public, found: Tensor, labels: Tensor, peers: Records | None, fill: float) -> dict[str, float]:
+    """All reconstructions ``(m, ...)`` against other clients' records of the true labels, matched as to the truth.
 
-    By symmetry it is what the same attack on another record of that label scores on this truth: how much of a score is
-    the class and not the record. Nothing unless there is such a record for every label of the batch.
+    By symmetry it is what the same attack on other records of those labels scores on this truth: how much of a score is
+    the class and not the record. A mean over batches that the peers make with the same labels; each peer of a label
+    is in one of them. Nothing unless there is such a record for every label of the batch.
     """
     if peers is None:
         return {}
     others = {int(c): comparable(public, of_label(peers, c)) for c in labels.unique()}
     if not all(len(o) for o in others.values()):
         return {}
-    pairs = [(one.expand_as(others[int(c)]), others[int(c)]) for one, c in zip(x, labels, strict=True)]
+    pairs = [(images.aligned(found, batch, fill), batch) for batch in _batches(others, labels)]
 
     def mean(measure: Any) -> float:
         return float(torch.stack([measure(a, b).mean() for a, b in pairs]).mean())
@@ -182,3 +161,16 @@ def _same_label(public: Public, x: Tensor, labels: Tensor, peers: Records | None
     if is_image(public):
         values |= {"psnr_db_same_label": mean(images.psnr), "ssim_same_label": mean(images.ssim)}
     return values
+
+
+def _batches(others: dict[int, Tensor], labels: Tensor) -> Iterator[Tensor]:
+    """Batches of ``labels`` from ``others`` by label, as many as it takes to have each of them once.
+
+    A label with too few of them begins anew.
+    """
+    times = {c: int((labels == c).sum()) for c in others}
+    for number in range(max(-(-len(o) // times[c]) for c, o in others.items())):
+        batch = torch.empty(len(labels), *next(iter(others.values())).shape[1:])
+        for c, o in others.items():
+            batch[labels == c] = o[(number * times[c] + torch.arange(times[c])) % len(o)]
+        yield batch

@@ -9,7 +9,12 @@ from privbench.benchmarks.measures.comparison import Arrays, Records, comparable
 
 
 def guesses(
-    public: Public, truth: Records, distractors: Records | None, peers: Records | None, count: int
+    public: Public,
+    truth: Records,
+    distractors: Records | None,
+    peers: Records | None,
+    count: int,
+    strangers: Records | None = None,
 ) -> dict[str, Tensor]:
     """Each guess by name, ``(n, *shape)`` in the space of comparison and in the order of the truth.
 
@@ -20,10 +25,12 @@ def guesses(
     Args:
         distractors: records of other clients.
         peers: such records by label, for ``class_mean``; ``None``: the distractors.
-        count: how many other records are matched to the truth, as that many reconstructions are.
+        count: how many other records are matched to the truth, as that many reconstructions are: distractors, then
+            strangers. Where there are fewer than true records, they are used again.
+        strangers: further records of other clients.
     """
     original = comparable(public, truth.x)
-    others = None if distractors is None else comparable(public, distractors.x[:count])
+    others = None if distractors is None else comparable(public, _others(distractors, strangers, count, len(original)))
     if is_image(public):
         found = images.baselines(original, others)
     else:
@@ -37,12 +44,25 @@ def guesses(
     return found
 
 
+def _others(distractors: Records, strangers: Records | None, count: int, least: int) -> Tensor:
+    every = distractors.x if strangers is None else torch.cat([distractors.x, strangers.x])
+    if 0 < len(every) < least:
+        # One for each true record, lest some are compared with grey, which is another guess.
+        every = every.repeat(-(-least // len(every)), *[1] * (every.dim() - 1))[:least]
+    return every[:count]
+
+
 def _mean(public: Public, own: Tensor, distractors: Records | None) -> Tensor:
     return comparable(public, own if len(own) or distractors is None else distractors.x).mean(0)
 
 
 def controls(
-    public: Public, truth: Records, distractors: Records | None, peers: Records | None, count: int
+    public: Public,
+    truth: Records,
+    distractors: Records | None,
+    peers: Records | None,
+    count: int,
+    strangers: Records | None = None,
 ) -> tuple[dict[str, float], Arrays]:
     """The guesses' values and, for pictures of them, arrays ``guess_<name>`` of those that differ between records.
 
@@ -51,7 +71,7 @@ def controls(
     original = comparable(public, truth.x)
     values: dict[str, float] = {}
     arrays: Arrays = {}
-    for name, x in guesses(public, truth, distractors, peers, count).items():
+    for name, x in guesses(public, truth, distractors, peers, count, strangers).items():
         if is_image(public):
             values[f"psnr_db_{name}"] = float(images.psnr(x, original).mean())
             values[f"ssim_{name}"] = float(images.ssim(x, original).mean())

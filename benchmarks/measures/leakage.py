@@ -1,12 +1,8 @@
 """Leakage: attack what an adversary sees, and compare with the truth that only the measure holds."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
-from typing import Any
-
-import torch
 
 from privbench.attacks.leakage.attack import Attack, AttackFailed, Reconstruction, Several
 from privbench.attacks.leakage.attack import check as usable
@@ -16,6 +12,7 @@ from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation, observe
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import ADVERSARIES, Public, View, joined, parted
+from privbench.benchmarks.measures.case import Case
 from privbench.benchmarks.measures.comparison import (
     THRESHOLDS,
     Arrays,
@@ -27,35 +24,13 @@ from privbench.benchmarks.measures.comparison import (
 )
 from privbench.benchmarks.measures.guesses import controls
 from privbench.benchmarks.measures.images import CAP_DB
+from privbench.benchmarks.measures.rows import Metric, missing, rows
 
-__all__ = ["Leakage", "compare", "gradient_error", "is_image", "label_accuracy"]
+__all__ = ["Case", "Leakage", "compare", "gradient_error", "is_image", "label_accuracy"]
 
+STRANGERS = 256
+"""At least so many other clients' records stand in for reconstructions that know nothing."""
 OPERATORS = ("server_operator", "active_operator")
-Metric = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One victim in one round, as one adversary sees it.
-
-    Args:
-        view: of the adversary.
-        round, client: what is attacked.
-        truth: the records behind the client's update, standardised. Only declared side information of it reaches the
-            attack: labels where the attack needs them, the number of records where the view shows none.
-        generator: a CPU generator.
-        distractors: other clients' records, standardised, for identification and the guess ``other_image``.
-        peers: other clients' records of the truth's labels, for ``class_mean`` and ``same_label``; ``None``: those
-            among the distractors.
-    """
-
-    view: View
-    round: int
-    client: int
-    truth: Records
-    generator: torch.Generator
-    distractors: Records | None = None
-    peers: Records | None = None
 
 
 @dataclass
@@ -167,11 +142,11 @@ class Leakage:
             PSNR, SSIM and LPIPS are not defined: ``mse`` only, in units of the squared standard deviation, with
             ``mse_median``, ``mse_worst``, ``mse_best``, ``mse_oracle``.
 
-            For all: ``identification_rank``, ``identified`` and their levels at chance
-            (:func:`.comparison.identification`); ``psnr_db_same_label``, ``ssim_same_label``, ``mse_same_label``, the
-            reconstructions against other clients' records of the same label, which is the score that is owed to the
-            class; ``psnr_db_*``, ``ssim_*`` or ``mse_*`` of the trivial guesses (:func:`.guesses.guesses`), which hold
-            whether or not the attack did; ``label_accuracy`` compares the two multisets of labels, and
+            For all: ``identification_rank``, ``identified`` (:func:`.identification.identification`) and ``*_chance``
+            (:func:`.identification.chance`); ``psnr_db_same_label``, ``ssim_same_label``, ``mse_same_label``, the
+            reconstructions matched to other clients' records of the same labels, which is the score that is owed to
+            the class; ``psnr_db_*``, ``ssim_*`` or ``mse_*`` of the trivial guesses (:func:`.guesses.guesses`), which
+            hold whether or not the attack did; ``label_accuracy`` compares the two multisets of labels, and
             ``label_accuracy_majority`` is that of guessing the commonest class; ``gradient_error`` is the relative
             distance of the gradient at the true records from the observed one: about 0 for an exact undefended
             observation, otherwise what noise, clipping, local steps and other clients make of it, or a fault in the
@@ -200,13 +175,18 @@ class Leakage:
         found: list[Reconstruction | AttackFailed] = []
         if isinstance(self.attack, Several) and works:
             seen = [w.observation for w in works if w.observation is not None]
-            return self.attack.reconstruct_many(works[0].case.view, seen, [w.case.generator for w in works])
+            try:
+                return self.attack.reconstruct_many(works[0].case.view, seen, [w.case.generator for w in works])
+            except Exception as error:
+                return [_broken(error)] * len(works)
         for work in works:
             assert work.observation is not None
             try:
                 found.append(self.attack.reconstruct(work.case.view, work.observation, work.case.generator))
             except AttackFailed as failure:
                 found.append(failure)
+            except Exception as error:
+                found.append(_broken(error))
         return found
 
     def _prepare(self, case: Case) -> _Work:
@@ -215,7 +195,7 @@ class Leakage:
         who = {"round": case.round, "client": case.client, "adversary": case.view.adversary, "records": len(truth.y)}
         observation, reason = self._observe(case.view, case.round, case.client)
         count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
-        work = _Work(case, who, *controls(public, truth, case.distractors, case.peers, count))
+        work = _Work(case, who, *controls(public, truth, case.distractors, case.peers, count, case.further(count)))
         if observation is None:
             return self._without(work, "not_applicable", reason)
         work.observation, work.context = self._declare(observation, truth, who)
@@ -230,7 +210,7 @@ class Leakage:
 
     def _without(self, work: _Work, status: str, reason: str) -> _Work:
         public = work.case.view.public
-        work.rows = _missing(public, work.context, status, reason) + _rows(work.context, work.guessed)
+        work.rows = missing(public, work.context, status, reason) + rows(work.context, work.guessed)
         return work
 
     def _finish(self, work: _Work, found: Reconstruction | AttackFailed, seconds: float) -> Arrays:
@@ -243,13 +223,14 @@ class Leakage:
         except AttackFailed as failure:
             self._without(work, "failed", failure.reason)
             return {}
-        values, arrays = compare(public, found, case.truth, case.distractors, case.peers, self.thresholds)
+        further = case.further(max(STRANGERS, 2 * len(found.x)))
+        values, arrays = compare(public, found, case.truth, case.distractors, case.peers, self.thresholds, further)
         values |= {
             "gradient_error": gradient_error(public, observation, case.truth),
             "gradient_objective": found.objective,
         }
         took = {"metric": "attack_seconds", **work.context, "value": seconds, "engine": found.engine}
-        work.rows = [*_rows(work.context, {**values, **work.guessed}), took]
+        work.rows = [*rows(work.context, {**values, **work.guessed}), took]
         return {name: array[: self.images] for name, array in {**arrays, **work.pictures}.items()}
 
     def _observe(self, view: View, round: int, client: int) -> tuple[Observation | None, str]:
@@ -281,21 +262,12 @@ class Leakage:
         return observation, {**context, **declared}
 
 
+def _broken(error: Exception) -> AttackFailed:
+    """An attack's mistake is its failure, by name: the run that it measures goes on."""
+    return AttackFailed(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
 def gradient_error(public: Public, observation: Observation, truth: Records) -> float:
     """``|g(truth) - observed| / |observed|``, 0 at best."""
     expected = ClientGradient(public, observation.model)(truth.x, truth.y).detach()
     return float((expected - observation.gradient).norm() / observation.gradient.norm())
-
-
-def _missing(public: Public, context: Metric, status: str, reason: str) -> list[Metric]:
-    names = ("psnr_db", "ssim", "mse") if is_image(public) else ("mse",)
-    return [{"metric": name, **context, "value": None, "status": status, "reason": reason} for name in names]
-
-
-def _rows(context: Metric, values: Mapping[str, float]) -> list[Metric]:
-    return [{"metric": name, **context, **_value(value)} for name, value in values.items()]
-
-
-def _value(value: float) -> Metric:
-    """A value that isn't a number is none, and JSON has no NaN."""
-    return {"value": value} if isfinite(value) else {"value": None, "status": "failed", "reason": f"it is {value}"}

@@ -158,6 +158,14 @@ class Arm:
         rows = [m for r in self.runs for m in r.rows(metric, adversary) if m.status != "not_applicable"]
         return sum(m.value is not None and m.status is None for m in rows), len(rows)
 
+    def unattacked(self, metric: str, adversary: str, round: int | None = None) -> tuple[int, int]:
+        """For how many victims there was nothing to attack, of how many (in one round).
+
+        They are in no mean, which then is over other victims than that of an arm that lacks none.
+        """
+        rows = [m for r in self.runs for m in r.rows(metric, adversary) if round is None or m.round == round]
+        return sum(m.status == "not_applicable" for m in rows), len(rows)
+
     def reason(self, metric: str, adversary: str) -> str | None:
         """Why ``metric`` has no number, as the first run that says so puts it."""
         rows = (m for r in self.runs for m in r.rows(metric, adversary))

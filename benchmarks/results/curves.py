@@ -1,8 +1,9 @@
-"""How leakage against one setting is drawn: lines by defense, a panel an adversary, the best trivial guess dashed."""
+"""How leakage against one setting is drawn: lines by defense, a panel an adversary, the best trivial guess dashed,
+and where it is asked for the accuracy of the same runs below, on the same axis."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf, isfinite, log10
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ from privbench.benchmarks.results.style import (
     wrap,
 )
 
-GUESS = "best trivial guess"
+GUESS, CHANCE = "best trivial guess", "accuracy of guessing"
 MEASURES = {"psnr_db": "PSNR of reconstructions (dB)", "mse": "MSE of reconstructions (lower leaks more)"}
 Point = tuple[float, Arm, Estimate]
 
@@ -36,11 +37,17 @@ class Panel:
         title: names the adversary, and the unit of epsilon.
         lines: by defense ``(x, arm, leakage)``, x ascending; ``inf`` is no guarantee.
         guesses: the best trivial guess by x.
+        accuracy: in percent, lines as in ``lines``, for a panel below; empty for none.
+        chance: accuracy of guessing, in percent.
+        unattacked: what is said of victims that are in no mean.
     """
 
     title: str
     lines: Mapping[str, Sequence[Point]]
     guesses: Mapping[float, float]
+    accuracy: Mapping[str, Sequence[Point]] = field(default_factory=dict)
+    chance: float | None = None
+    unattacked: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -72,27 +79,34 @@ def draw(curves: Curves) -> Figure:
     places = _places(sorted(ends), curves.log)
     with style():
         width = COLUMN if len(curves.panels) == 1 else PAGE
-        figure = new(width, 2.4)
-        grid = figure.subplots(1, len(curves.panels), sharex=True, sharey=True, squeeze=False)[0]
+        rows = 2 if any(p.accuracy for p in curves.panels) else 1
+        height = 1.0 + 1.5 * rows if rows > 1 else 2.4
+        figure = new(width, height)
+        grid = figure.subplots(rows, len(curves.panels), sharex=True, sharey="row", squeeze=False)
         free = [n for n in labels if any(x == inf for p in curves.panels for x, *_ in p.lines.get(n, ()))]
-        for axes, panel in zip(grid, curves.panels, strict=True):
-            for name, points in panel.lines.items():
-                # Lines at ∞ stand side by side, in the order of the legend.
-                aside = (free.index(name) - (len(free) - 1) / 2) / max(len(free), 4) if name in free else 0.0
-                _line(axes, points, name, labels.index(name), _beside(places, aside))
+        for column, panel in zip(grid.T, curves.panels, strict=True):
+            for axes, lines in zip(column, (panel.lines, panel.accuracy), strict=False):
+                for name, points in lines.items():
+                    # Lines at ∞ stand side by side, in the order of the legend.
+                    aside = (free.index(name) - (len(free) - 1) / 2) / max(len(free), 4) if name in free else 0.0
+                    _line(axes, points, name, labels.index(name), _beside(places, aside))
             at = [(places[x], v) for x, v in sorted(panel.guesses.items())]
-            axes.plot([x for x, _ in at], [v for _, v in at], color="#555555", linestyle="--", label=GUESS)
-            axes.set_title(wrap(panel.title, 44))
-            axes.set_xlabel(curves.xlabel)
-        _ticks(grid, places, curves.log)
-        grid[0].set_ylabel(MEASURES[curves.metric])
-        grid[0].set_ylim(bottom=0)
+            dashed: dict[str, Any] = {"color": "#555555", "linestyle": "--"}
+            column[0].plot([x for x, _ in at], [v for _, v in at], label=GUESS, **dashed)
+            if panel.chance is not None:
+                column[1].axhline(panel.chance, label=CHANCE, **dashed | {"linestyle": ":"})
+            column[0].set_title(wrap(panel.title, 88 // len(curves.panels)))
+            column[-1].set_xlabel(curves.xlabel)
+        _ticks(grid.flat, places, curves.log)
+        for axes, label in zip(grid[:, 0], (MEASURES[curves.metric], "accuracy (%)"), strict=False):
+            axes.set_ylabel(label)
+            axes.set_ylim(bottom=0)
         lost = _lost(curves)
         figure.suptitle(wrap("; ".join(filter(None, [seeds(arms), curves.note, *lost])), int(18 * width)), fontsize=7)
-        entries = {label: h for axes in grid for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        ordered = sorted(entries, key=lambda label: label == GUESS)
+        entries = {label: h for axes in grid.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        ordered = sorted(entries, key=lambda label: label in (GUESS, CHANCE))
         columns, wrapped, more = legend_shape(ordered, width)
-        figure.set_size_inches(width, 2.4 + more + 0.1 * len(lost))
+        figure.set_size_inches(width, height + more + 0.1 * len(lost))
         figure.legend([entries[n] for n in ordered], wrapped, loc="outside lower center", ncols=columns)
     return figure
 
@@ -124,7 +138,8 @@ def _line(axes: Axes, points: Sequence[Point], name: str, number: int, places: M
         halves = [e.half_width for _, e, _ in part]
         errors = None if any(h is None for h in halves) or not part else halves
         means = [e.mean for _, e, _ in part]
-        axes.errorbar([x for x, *_ in part], means, yerr=errors, linestyle="-" if len(part) > 1 else "none", **look)
+        joined = len(part) > 1 and isfinite(part[0][2])
+        axes.errorbar([x for x, *_ in part], means, yerr=errors, linestyle="-" if joined else "none", **look)
 
 
 def _ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
@@ -134,19 +149,33 @@ def _ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
     for axes in grid:
         if log:
             axes.set_xscale("log")
-        axes.set_xticks(
-            [places[x] for x in shown], ["∞" if x == inf else f"{x:.0f}" if x >= 1000 else f"{x:.3g}" for x in shown]
-        )
+        axes.set_xticks([places[x] for x in shown], [_number(x) for x in shown])
         axes.xaxis.set_minor_locator(NullLocator())
 
 
+def _number(x: float) -> str:
+    """As short as can be: 10000 as a power of ten."""
+    if x == inf:
+        return "∞"
+    power = round(log10(x)) if x >= 1e4 else 0
+    if x >= 1e4 and abs(x / 10**power - 1) < 1e-9:
+        return f"$10^{{{power}}}$"
+    return f"{x:.0f}" if 1000 <= x < 1e5 else f"{x:.3g}"
+
+
+def place(x: float) -> str:
+    """``x`` in a sentence."""
+    return f"{x:.3g}".replace("inf", "∞")
+
+
 def _lost(curves: Curves) -> list[str]:
-    """Points without a number, which nothing is averaged over."""
+    """Points without a number, which nothing is averaged over, and victims that aren't in those with one."""
     found = []
     for panel in curves.panels:
+        found += [f"{said} ({panel.title})" for said in panel.unattacked]
         for name, points in panel.lines.items():
             for state in ("failed", "skipped", "not_applicable", "absent"):
-                at = ", ".join(f"{x:.3g}".replace("inf", "∞") for x, _, e in points if e.state == state)
+                at = ", ".join(place(x) for x, _, e in points if e.state == state)
                 if at:
                     found.append(f"{name} {words(state)} at {at} ({panel.title})")
     return found

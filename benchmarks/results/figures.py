@@ -30,8 +30,10 @@ from privbench.benchmarks.results.style import (
     words,
     wrap,
 )
-from privbench.benchmarks.results.table import floor, number
+from privbench.benchmarks.results.table import floor
+from privbench.benchmarks.results.tabular import number
 from privbench.benchmarks.results.traces import traces
+from privbench.benchmarks.results.unattacked import unattacked
 
 __all__ = [
     "accuracy_over_rounds",
@@ -199,7 +201,9 @@ def leakage(results: Results) -> Figure | None:
             axes.set_yticks(range(len(arms)), names)
             if axes is panels[-1] or not alike:
                 axes.set_xlabel(AXES[metric])
-        figure.suptitle(f"{_poisoner(arms)}{seeds(arms)}", fontsize=7)
+        lacking = "".join(f"\n{wrap(said, 62)}" for x, m in shown for said in _unattacked(arms, x, m))
+        figure.suptitle(f"{_poisoner(arms)}{seeds(arms)}{lacking}", fontsize=7)
+        figure.set_size_inches(COLUMN, figure.get_size_inches()[1] + 0.12 * lacking.count("\n"))
         _legend(figure, max(panels, key=lambda p: len(p.get_legend_handles_labels()[1])))
     return figure
 
@@ -227,6 +231,12 @@ def _bars(axes: Axes, arms: list[Arm], adversary: str, metric: str) -> None:
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.set_title(f"seen by {words(adversary)}")
+
+
+def _unattacked(arms: list[Arm], adversary: str, metric: str) -> list[str]:
+    found = [a for a in arms if metric in a.measures(adversary) and a.leakage(metric, adversary).state == "ok"]
+    said = unattacked((a.label, "", a.unattacked(metric, adversary)) for a in found)
+    return [f"{words(adversary)}: {x}" for x in said]
 
 
 def _poisoner(arms: list[Arm]) -> str:

@@ -5,7 +5,7 @@ and one unit of epsilon. Clients a round have a figure of their own, in :mod:`.c
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from statistics import fmean
 from typing import Any
@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 
 from privbench.benchmarks.build import canonical
 from privbench.benchmarks.results.arms import LOWER, Arm, flatten, group
-from privbench.benchmarks.results.curves import MEASURES, Curves, Panel, Point, draw
+from privbench.benchmarks.results.curves import MEASURES, Curves, Panel, Point, draw, place
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import comparable, words
+from privbench.benchmarks.results.unattacked import unattacked
 
 BUDGET = ("privacy.epsilon", "privacy.noise_multiplier")
 """The settings of a defense that epsilon follows from."""
@@ -85,14 +86,18 @@ def by_setting(arms: Sequence[Arm], axis: Axis) -> Iterator[Curves]:
 
 
 def by_epsilon(arms: Sequence[Arm]) -> Iterator[Curves]:
-    """Curves over arms of one setup, of which some differ in epsilon alone; those without a guarantee stand at ∞."""
+    """Curves over arms of one setup, of which some differ in epsilon alone, with their accuracy below.
+
+    Arms without a guarantee stand at ∞; those with one of another unit against the same adversary have another panel.
+    """
     for members in _alike(arms, lambda a: a.runs[0].setup_key):
         for metric in MEASURES:
             found = []
             for unit, adversary in sorted({p for a in members for p in a.guarantees()}):
-                placed = [(_epsilon(a, unit, adversary), a) for a in members if metric in a.measures(adversary)]
+                own = [a for a in members if metric in a.measures(adversary) and not _elsewhere(a, unit, adversary)]
+                placed = [(_epsilon(a, unit, adversary), a) for a in own]
                 title = f"{unit}-level, seen by {words(adversary)}"
-                found += _panel(title, placed, metric, adversary, _family)
+                found += [_with_accuracy(p) for p in _panel(title, placed, metric, adversary, _family)]
             if found:
                 simulated = any(s.simulated for a in members for s in a.guarantees().values())
                 note = "noise simulated from a seed" if simulated else ""
@@ -113,7 +118,8 @@ def by_round(arms: Sequence[Arm]) -> Iterator[Curves]:
                         if e.mean is not None:
                             guesses[n] = _better(metric, guesses.get(n), e.mean)
                 if max((len(p) for p in lines.values()), default=0) > 1:
-                    found.append(Panel(f"seen by {words(adversary)}", lines, dict(sorted(guesses.items()))))
+                    guessed, title = dict(sorted(guesses.items())), f"seen by {words(adversary)}"
+                    found.append(Panel(title, lines, guessed, unattacked=_unattacked(lines, metric, adversary, True)))
             if found:
                 yield Curves("leakage_by_round", "round", metric, tuple(found), log=False)
 
@@ -147,6 +153,23 @@ def _epsilon(arm: Arm, unit: str, adversary: str) -> float:
     return stated.epsilon if stated else inf
 
 
+def _elsewhere(arm: Arm, unit: str, adversary: str) -> bool:
+    stated = arm.guarantees()
+    return (unit, adversary) not in stated and any(other == adversary for _, other in stated)
+
+
+def _with_accuracy(panel: Panel) -> Panel:
+    """The panel with the accuracy of its runs, and chance where all of them have the same."""
+    lines: dict[str, list[Point]] = {}
+    for name, points in panel.lines.items():
+        for x, arm, _ in points:
+            final = arm.final("accuracy")
+            lines.setdefault(name, []).append((x, arm, replace(final, values=tuple(100 * v for v in final.values))))
+    guessing = {r.chance for points in lines.values() for _, a, _ in points for r in a.runs}
+    known = guessing.pop() if len(guessing) == 1 else None
+    return replace(panel, accuracy=lines, chance=None if known is None else 100 * known)
+
+
 def _adversaries(arms: Iterable[Arm], metric: str) -> list[str]:
     return sorted({x for a in arms for x in a.adversaries if metric in a.measures(x)})
 
@@ -173,7 +196,19 @@ def _panel(
     if not any(len({x for x, *_ in points if isfinite(x)}) > 1 for points in lines.values()):
         return []
     names = _names(lines)
-    return [Panel(title, {names[k]: points for k, points in lines.items()}, guesses)]
+    named = {names[k]: points for k, points in lines.items()}
+    return [Panel(title, named, guesses, unattacked=_unattacked(named, metric, adversary))]
+
+
+def _unattacked(
+    lines: Mapping[str, Sequence[Point]], metric: str, adversary: str, by_round: bool = False
+) -> Sequence[str]:
+    return unattacked(
+        (name, place(x), arm.unattacked(metric, adversary, int(x) if by_round else None))
+        for name, points in lines.items()
+        for x, arm, found in points
+        if found.state == "ok"
+    )
 
 
 def _names(lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:

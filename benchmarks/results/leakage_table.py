@@ -8,7 +8,7 @@ from typing import Any
 from privbench.benchmarks.results.arms import GUESSES, LOWER, Arm, Estimate
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import words
-from privbench.benchmarks.results.table import Table, number, percent
+from privbench.benchmarks.results.tabular import Table, number, percent
 
 MEASURES = {"psnr_db": ("PSNR\n(dB)", 1), "mse": ("MSE", 3)}
 """Headers and digits of the measures of images and of other inputs."""
@@ -38,12 +38,17 @@ def leakage_table(results: Results) -> Table | None:
 
 
 def verdict(gain: Estimate | None) -> str:
-    """``yes``, ``unclear`` (its 95% interval over seeds holds 0), ``NO``, or ``—`` where there is no number."""
+    """``yes``, ``unclear`` (its 95% interval over seeds holds 0), ``NO``, or ``—`` where there is no number.
+
+    One seed has no interval: ``yes (n=1)``, by however little.
+    """
     if gain is None or gain.mean is None:
         return "—"
     if gain.mean <= 0:
         return "NO"
-    return "yes" if gain.half_width is None or gain.mean > gain.half_width else "unclear"
+    if gain.half_width is None:
+        return "yes (n=1)"
+    return "yes" if gain.mean > gain.half_width else "unclear"
 
 
 def _columns(rows: list[Row]) -> list[Column]:
@@ -110,8 +115,8 @@ def _threshold(name: str) -> str:
 
 def _attacks(row: Row) -> str:
     arm, adversary, measure = row
-    done, made = arm.attacks(measure, adversary)
-    return f"{done} of {made}" if made else "n/a"
+    (done, made), (lost, _) = arm.attacks(measure, adversary), arm.unattacked(measure, adversary)
+    return (f"{done} of {made}" + (f"\n+ {lost} n/a" if lost else "")) if made else "n/a"
 
 
 def _shown(values: Sequence[float], over: Callable[[Sequence[float]], float], digits: int) -> str:
@@ -153,6 +158,7 @@ def _record(row: Row, rows: list[Row]) -> dict[str, object]:
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"adversary": adversary, "measure": measure, "n": arm.n, "seeds": " ".join(map(str, arm.seeds))}
     record |= {"runs": " ".join(r.id for r in arm.runs), "attacks": made, "attacks_with_a_value": done}
+    record["victims_not_applicable"] = arm.unattacked(measure, adversary)[0]
     record["state"] = arm.leakage(measure, adversary).state
     names = [m for m in MEASURES if any(m == r[2] for r in rows)]
     means = [n for m in names for n in (m, f"{m}_oracle", f"{m}_same_label", *(f"{m}_{g}" for g in GUESSES[m]))]
@@ -178,7 +184,12 @@ def _notes(rows: list[Row]) -> list[str]:
     notes.append("median, worst, best: over the records of all victims, rounds and seeds (of a batch, its own median).")
     notes.append("attacks: those with a value, of those made. One that failed leaves no mean: survivors are no sample.")
     notes.append("oracle: the restart that is best by the truth, which no attacker can choose.")
-    if any(verdict(a.gain(m, x)) in ("NO", "unclear") for a, x, m in rows):
+    if any(a.attacks(m, x)[1] and a.unattacked(m, x)[0] for a, x, m in rows):
+        notes.append("+ n/a: victims with nothing to attack are in no number, so rows may be over different victims.")
+    said = {verdict(a.gain(m, x)) for a, x, m in rows}
+    if "yes (n=1)" in said:
+        notes.append("yes (n=1): better than the best trivial guess, by however little: one seed has no interval.")
+    if said & {"NO", "unclear"}:
         notes.append("NO: no better than the best trivial guess. unclear: not by more than the interval over seeds.")
     if any(_there(rows, f"{m}_same_label") for m in MEASURES):
         notes.append(
@@ -193,6 +204,6 @@ def _notes(rows: list[Row]) -> list[str]:
     for arm, adversary, measure in rows:
         done, made = arm.attacks(measure, adversary)
         reason = arm.reason(measure, adversary)
-        if reason and (done < made or not made):
+        if reason and (done < made or not made or arm.unattacked(measure, adversary)[0]):
             notes.append(f"{arm.label}, {words(adversary)}: {str(reason).rstrip('.')}.")
     return list(dict.fromkeys(notes))

@@ -11,7 +11,7 @@ from privbench.benchmarks.results.arms import Arm
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.runs import Metric, Statement
 from privbench.benchmarks.results.style import comparable
-from privbench.benchmarks.results.table import Table
+from privbench.benchmarks.results.tabular import Table
 
 ADVERSARIES = ("server_operator", "model_recipient")
 

@@ -8,7 +8,7 @@ from privbench.benchmarks.build import require
 from privbench.benchmarks.results.arms import Arm
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import words
-from privbench.benchmarks.results.table import Table
+from privbench.benchmarks.results.tabular import Table
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The figure of reconstructed images between their originals and what needs no attack."""
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +30,8 @@ def reconstructions(results: Results, adversary: str) -> Figure | None:
     """Originals, what ``adversary`` made of each arm's updates, and the trivial guesses, for the lowest seed.
 
     PSNR in dB stands under each image, bold where it is above that of every guess shown. Where arms were attacked on
-    different victims (a defense may draw other batches), each has its originals above and its guesses below it.
+    different victims (a defense may draw other batches), those with the same ones have their originals above and the
+    guesses below them.
     ``None`` without images.
     """
     arms = [a for a in comparable(results.arms()) if adversary in a.adversaries]
@@ -74,15 +74,13 @@ def _title(arms: list[Arm], adversary: str, guesses: bool, width: float) -> str:
 
 
 def _lines(arms: list[Arm], found: dict[str, Recovered | None], adversary: str) -> Iterator[Line]:
-    """Blocks of arms with the same victims, in the arms' order."""
-    first = next(f for f in found.values() if f is not None)
-    alike = all(f is None or np.array_equal(f.originals, first.originals) for f in found.values())
-    for _, block in groupby(arms, key=lambda a: "" if alike else a.key):
-        members = list(block)
-        own = next((f for a in members if (f := found[a.key]) is not None), None)
-        whose = "" if alike else f" ({members[0].label})"
-        if own is not None:
-            yield Line(f"original{whose}", own.originals)
+    """Blocks of arms with the same victims."""
+    blocks = _blocks(arms, found)
+    for own, members in blocks:
+        named = [a.label for a in members if found[a.key] is not None]
+        several = f" and {len(named) - 1} more" if len(named) > 1 else ""
+        whose = f" ({named[0]}{several})" if len(blocks) > 1 else ""
+        yield Line(f"original{whose}", own.originals)
         for arm in members:
             got = found[arm.key]
             if got is None:
@@ -91,8 +89,24 @@ def _lines(arms: list[Arm], found: dict[str, Recovered | None], adversary: str) 
             psnr, guessed = got.score(got.reconstructions), [got.score(g) for g in got.guesses.values()]
             bold = psnr > np.max(guessed, 0) if guessed else np.zeros(len(psnr), bool)
             yield Line(arm.label, got.reconstructions, psnr, bold)
-        for name, x in (own.guesses if own is not None else {}).items():
-            yield Line(f"guess: {words(name)}{whose}", x, own.score(x) if own is not None else None)
+        for name, x in own.guesses.items():
+            yield Line(f"guess: {words(name)}{whose}", x, own.score(x))
+
+
+def _blocks(arms: list[Arm], found: dict[str, Recovered | None]) -> list[tuple[Recovered, list[Arm]]]:
+    """Arms with the same originals together, in the order of their first; one without any stands with its neighbour."""
+    blocks: list[tuple[Recovered, list[Arm]]] = []
+    last, early = None, []
+    for arm in arms:
+        got = found[arm.key]
+        if got is not None:
+            last = next((b for b in blocks if np.array_equal(b[0].originals, got.originals)), None)
+            if last is None:
+                last = (got, early)
+                early = []
+                blocks.append(last)
+        (early if last is None else last[1]).append(arm)
+    return blocks
 
 
 def _draw(row: Any, line: Line) -> None:

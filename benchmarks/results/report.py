@@ -13,7 +13,8 @@ from privbench.benchmarks.results.load import Refusal, Results, load
 from privbench.benchmarks.results.privacy import privacy
 from privbench.benchmarks.results.published import published
 from privbench.benchmarks.results.style import save, slug
-from privbench.benchmarks.results.table import Table, table
+from privbench.benchmarks.results.table import table
+from privbench.benchmarks.results.tabular import Table
 
 
 @dataclass(frozen=True)

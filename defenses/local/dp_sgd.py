@@ -51,6 +51,10 @@ class DPSGD(Local):
         for _ in range(work.local_steps(records)):
             yield torch.nonzero(torch.rand(records, generator=generator) < rate).squeeze(1)
 
+    def visited(self, records: int, work: LocalWork) -> int:
+        missed = (1 - work.batch(records) / records) ** work.local_steps(records)
+        return max(1, round(records * (1 - missed)))
+
     def gradient(
         self, trainer: "Trainer", x: Tensor, y: Tensor, client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:

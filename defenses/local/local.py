@@ -47,6 +47,10 @@ class Local:
             yield from order.split(batch)[:left]
             left -= min(left, math.ceil(records / batch))
 
+    def visited(self, records: int, work: LocalWork) -> int:
+        """How many different ones of a client's ``records`` its local steps draw, or are expected to; at least 1."""
+        return min(records, work.batch(records) * work.local_steps(records))
+
     def gradient(
         self, trainer: "Trainer", x: Tensor, y: Tensor, client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:

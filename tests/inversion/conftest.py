@@ -8,14 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def convolutional(norm: bool = False) -> nn.Module:
     """10 classes, images 1x12x12; two hidden layers of equal shape."""
     torch.manual_seed(1)

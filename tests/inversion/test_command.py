@@ -139,6 +139,18 @@ def test_random_weights_are_pointed_out(desk, capsys):
     assert status == 0
 
 
+def test_a_pruned_update(desk, capsys):
+    torch.save([torch.where(g.abs() > g.abs().mean(), g, 0.0) for g in torch.load("gradient.pt")], "sparse.pt")
+    given = usual(desk, "--update", "sparse.pt", "--inputs", "truth.npz")
+    status, _, err = invert(capsys, *given)
+    assert status == 2
+    assert "the client pruned it" in err
+    status, out, _ = invert(capsys, *given, "--pruned", "--out", "found")
+    assert status == 0
+    assert "was taken for pruned" in out
+    assert json.loads(Path("found/report.json").read_text())["settings"]["pruned"] is True
+
+
 def test_formats(desk, capsys):
     gradient = torch.load("gradient.pt")
     names = list(torch.load("weights.pt"))
@@ -167,6 +179,8 @@ BAD = {
     "update=no.pt: a file that is there": ["--update", "no.pt"],
     "update=x.pkl: a file .pt, .pth": ["--update", "x.pkl"],
     "update=gradient.pt: --update FILE, or --before": ["--before", "weights.pt", "--after", "after.pt"],
+    "update=weights.pt: a gradient or w_after - w_before; it is a state dict": ["--update", "weights.pt"],
+    "momentum=0.9: 0 with kind=gradient": ["--momentum", "0.9"],
     "after=None: both --before FILE and --after FILE": ["--before", "weights.pt"],
     "inputs=gradient.pt: two arrays named x and y": ["--inputs", "gradient.pt"],
     "shape=[3, 12, 12]: the shape of one input that the model takes (RuntimeError": ["--shape", "3,12,12"],

@@ -139,7 +139,7 @@ def test_malformed_files_are_refused_or_read(tmp_path, capsys, monkeypatch):
     everything = wrong + damaged(200)
     assert len(everything) > 240
     statuses = {"--update": [], "--weights": [], "--inputs": []}
-    torch.save([torch.full_like(p, 0.5) for p in MODEL.parameters()], "sound.pt")
+    torch.save([torch.full_like(p, 0.25) for p in MODEL.parameters()], "sound.pt")
     for k, (suffix, content) in enumerate(everything):
         path = tmp_path / f"file_{k}{suffix}"
         path.write_bytes(content)
@@ -149,7 +149,9 @@ def test_malformed_files_are_refused_or_read(tmp_path, capsys, monkeypatch):
                 cli.main(["invert", *given, option, path.name])
             said = capsys.readouterr()
             assert "Traceback" not in said.err, (k, option)
-            assert stop.value.code in (0, 2), (k, option, said.err)
+            # A flipped bit can make weights behind which no unit is active: readable, and no good for an attack.
+            dead = "the attack failed: the gradient says nothing of the records" in said.err
+            assert stop.value.code in (0, 1 if dead else 2, 2), (k, option, said.err)
             if stop.value.code == 2:
                 assert said.err.count("\n") == 1, (k, option, said.err)
                 assert path.name in said.err or "inputs" in said.err, (k, option, said.err)

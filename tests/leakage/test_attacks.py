@@ -34,6 +34,7 @@ def attacked(s, attack, generator, view=None):
     return attack.reconstruct(view, s.observation(view), generator)
 
 
+@pytest.mark.golden
 def test_inverting_gradients_on_a_digit(scene, generator):
     s = scene(lenet_model(1))
     found = attacked(s, InvertingGradients(iterations=300, total_variation=0.001), generator)
@@ -43,6 +44,7 @@ def test_inverting_gradients_on_a_digit(scene, generator):
     assert found.y.tolist() == s.truth.y.tolist()
 
 
+@pytest.mark.golden
 def test_inverting_gradients_on_relu(scene, generator):
     s = scene(relu_net())
     found = attacked(s, InvertingGradients(iterations=400), generator)
@@ -51,6 +53,7 @@ def test_inverting_gradients_on_relu(scene, generator):
     assert ((found.x >= low) & (found.x <= high)).all()
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("labels", ["inferred", "joint"])
 def test_dlg_on_a_digit(scene, generator, labels):
     s = scene(lenet_model(0))
@@ -118,6 +121,7 @@ def test_tables_have_no_pixels(scene, generator, digits):
     assert float((found.x - x).square().mean()) < 0.01
 
 
+@pytest.mark.golden
 def test_a_published_clip_takes_the_length_away(scene, generator):
     s = scene(lenet_model(0), known=lambda source, client: Known(clip=0.01))
     clipped = s.update(0.01 * s.gradient / s.gradient.norm())
@@ -131,7 +135,7 @@ def test_the_prior_grows_with_the_noise(scene):
     attack = InvertingGradients()
     noisy = replace(seen, known=Known(clip=1.0, step_noise_std=10.0))
     assert attack.weight(s.public, seen) == pytest.approx(0.01)
-    assert attack.weight(s.public, noisy) == pytest.approx(0.04)
+    assert attack.weight(s.public, noisy) == pytest.approx(0.19)
     assert DLG().weight(s.public, seen) == 0
     assert InvertingGradients(total_variation=0.2).weight(s.public, noisy) == 0.2
 

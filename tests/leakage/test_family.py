@@ -11,8 +11,10 @@ from privbench.attacks.leakage.batchnorm import statistics
 from privbench.attacks.leakage.grad_inversion import GradInversion
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.inverting_gradients import InvertingGradients
+from privbench.attacks.leakage.objectives import Cosine, Weighted
 from privbench.attacks.leakage.observe import observe
 from privbench.attacks.leakage.priors import BatchNormStatistics
+from privbench.attacks.leakage.spear import Spear
 from privbench.attacks.leakage.unrolled import ClientUpdate, visits
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.settings import LocalWork
@@ -60,6 +62,7 @@ def observed(s, work: LocalWork):
     return replace(view, public=replace(public, work=work))
 
 
+@pytest.mark.golden
 def test_unrolling_sees_more_in_an_update_of_several_steps(scene):
     s = scene(tanh_net(), 2)
     view = observed(s, LocalWork(learning_rate=0.1, batch_size=1, epochs=1))
@@ -96,10 +99,39 @@ def test_batchnorm_statistics_of_an_update_are_those_of_its_batch(scene):
     torch.testing.assert_close(variance, first.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
     running, _ = statistics(s.public, seen, "running")["1"]
     assert not torch.allclose(running, mean, atol=1e-2)
-    prior = BatchNormStatistics(ClientGradient(s.public, s.sent), {"1": (mean, first.var((0, 2, 3), unbiased=False))})
+    prior = BatchNormStatistics(ClientGradient(s.public, s.sent), {"1": (mean, variance)})
     assert float(prior(s.truth.x).detach()) < 1e-4 < float(prior(torch.randn_like(s.truth.x)).detach())
 
 
+def test_a_small_batch_has_the_statistics_that_its_update_tells(scene):
+    """Four records and no pixels to average over: the biased variance would be a quarter less."""
+    torch.manual_seed(0)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 10))
+    s = scene(flat.train(), 4)
+    layout, model = s.public.layout, s.public.model
+    layout.write(s.sent, model)
+    model(s.truth.x)
+    change = layout.read(model)[layout.trainable :] - s.sent[layout.trainable :]
+    vector = torch.cat([s.gradient[: layout.trainable], change])
+    seen = observe(s.view(participants=(0,), updates={0: s.update(vector)}), 1, 0)
+    assert seen is not None
+    prior = BatchNormStatistics(ClientGradient(s.public, s.sent), statistics(s.public, seen, "update"))
+    assert float(prior(s.truth.x).detach()) < 1e-3
+
+
+def test_behind_dead_units_any_records_fit_which_is_a_failure(scene, generator):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+    with torch.no_grad():
+        model.get_parameter("1.weight").zero_()
+        model.get_parameter("1.bias").fill_(-1.0)
+    s = scene(model, 3)
+    with pytest.raises(AttackFailed, match="says nothing of the records"):
+        InvertingGradients(iterations=2).reconstruct(s.view(), s.observation(), generator)
+    with pytest.raises(AttackFailed, match="no unit is active"):
+        Spear().reconstruct(s.view(), s.observation(), generator)
+
+
+@pytest.mark.golden
 def test_grad_inversion_on_a_model_with_batchnorm(scene, generator):
     s = scene(batchnorm_net().eval(), 1)
     attack = GradInversion(iterations=150, restarts=2, compile="never", bn=1e-3)
@@ -124,6 +156,7 @@ def test_statistics_of_an_update_need_one_that_is_seen(scene, generator):
         GradInversion(iterations=2, bn_statistics="update").reconstruct(s.view(), seen, generator)
 
 
+@pytest.mark.golden
 def test_pruned_entries_say_nothing(scene, generator):
     s = scene(tanh_net())
     seen = s.observation()
@@ -137,8 +170,13 @@ def test_pruned_entries_say_nothing(scene, generator):
 
 def test_layer_weights(scene, generator):
     s = scene(tanh_net())
+    sizes = [p.numel() for p in s.public.model.parameters()]
     attack = InvertingGradients(iterations=3, layer_weights=(1.0, 0.0, 2.0, 1.0))
-    assert attack.reconstruct(s.view(), s.observation(), generator).objective >= 0
+    found = attack.reconstruct(s.view(), s.observation(), generator)
+    weighted = Weighted(Cosine(), torch.repeat_interleave(torch.tensor(attack.layer_weights), torch.tensor(sizes)))
+    gradient = ClientGradient(s.public, s.sent)(found.x, found.y).detach()
+    assert found.objective == pytest.approx(float(weighted(gradient, s.observation().gradient)), rel=1e-4)
+    assert found.objective != pytest.approx(float(Cosine()(gradient, s.observation().gradient)), rel=1e-3)
     with pytest.raises(AttackFailed, match="layer_weights has 2 entries for 4 tensors"):
         InvertingGradients(iterations=3, layer_weights=(1.0, 2.0)).reconstruct(s.view(), s.observation(), generator)
     for wrong in ((0.0, 0.0), (-1.0, 1.0)):
@@ -149,11 +187,12 @@ def test_layer_weights(scene, generator):
 @pytest.mark.parametrize("init", ["normal", "uniform", "zeros"])
 def test_starts(scene, generator, init):
     s = scene(tanh_net())
-    found = InvertingGradients(iterations=60, init=init, compile="never").reconstruct(
+    found = InvertingGradients(iterations=100, init=init, compile="never").reconstruct(
         s.view(), s.observation(), generator
     )
     original = to_raw(s.truth.x, s.public.mean, s.public.std)
-    assert float(psnr(to_raw(found.x, s.public.mean, s.public.std), original).mean()) > 10
+    # A black image has 10.6 dB, the training mean 11.3, a 4x4 mosaic 12.6.
+    assert float(psnr(to_raw(found.x, s.public.mean, s.public.std), original).mean()) > 14
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def psnr(s, found) -> torch.Tensor:
     return images.psnr(images.aligned(x, original, 0.5), original)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("model", "records", "least"), [(mlp(64), 8, 8), (mlp(1024), 32, 26), (block(), 16, 12)])
 def test_a_bin_with_one_record_gives_it_exactly(scene, digits, generator, model, records, least):
     """``least``: bins are drawn by chance of the records' brightness, two in one bin are lost."""

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from privbench.attacks.leakage.attack import AttackFailed
-from privbench.attacks.leakage.labels import by_row_sums, fixed_labels, infer, round_counts
+from privbench.attacks.leakage.labels import by_row_sums, fixed_labels, infer, round_counts, shrinkage
 from privbench.benchmarks.federation.view import Known
 from privbench.benchmarks.tasks.task import Split
 
@@ -14,6 +14,7 @@ def convnet(bias: bool = True) -> nn.Module:
     return nn.Sequential(*features, nn.Linear(32, 10, bias=bias))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("records", [1, 4, 16, 64])
 def test_counts_from_the_bias_are_exact_with_duplicates(scene, generator, records):
     s = scene(convnet(), records)
@@ -47,6 +48,20 @@ def test_without_bias_the_row_sums_decide(scene, generator, digits):
 def test_row_sums_of_a_batch():
     sums = torch.tensor([-2.0, -1.0, 0.2, 0.3])  # two records of class 0 and one of class 1
     assert by_row_sums(sums, 3).tolist() == [0, 0, 1]
+
+
+def test_a_model_that_is_one_layer(scene, generator, digits):
+    flat = Split(digits.x[:3].flatten(1), torch.tensor([2, 2, 7]))
+    s = scene(nn.Linear(784, 10), flat)
+    assert infer(s.public, s.observation(), generator).tolist() == [2, 2, 7]
+
+
+def test_noise_that_leaves_no_expected_count_still_has_labels(scene, generator):
+    """Two classes of which both slopes are positive, as noise makes them: expected counts are all negative."""
+    counts = round_counts(torch.tensor([-3.0, -1.0]), 9)
+    assert counts.tolist() == [4, 5]
+    assert round_counts(torch.tensor([-30.0, -1.0]), 9).tolist() == [0, 9]
+    assert 1e-4 <= float(shrinkage(torch.tensor([0.5, 0.5]), torch.tensor([0.2, 0.1]), 9)) <= 1.0
 
 
 def test_round_counts():

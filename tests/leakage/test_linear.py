@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from privbench.attacks.leakage import spear
 from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.leakage.first_layer import FirstLayer
 from privbench.attacks.leakage.linear import LinearInversion
@@ -72,6 +73,7 @@ def test_patients_from_the_configuration_to_the_report(tmp_path):
     report(prepared.path, Console(quiet=True))
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(("hidden", "records"), [(32, 4), (64, 8), (256, 16)])
 def test_a_batch_behind_relu_is_peeled_exactly(scene, hidden, records):
     s = scene(mlp(hidden), records)
@@ -94,6 +96,7 @@ def test_too_many_records_are_filled_with_distinct_guesses(scene):
     assert found.objective > 1e-3
 
 
+@pytest.mark.golden
 def test_logistic_regression_with_different_labels_is_exact(scene, digits):
     first = torch.stack([(digits.y == c).nonzero().flatten()[0] for c in (2, 5, 8, 1)])
     s = scene(logistic(), digits.take(first))
@@ -114,6 +117,7 @@ def test_logistic_regression_gives_the_mean_of_a_class(scene, digits):
     assert float((got[0] - mean).norm() / mean.norm()) < 0.1
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("model", [MLP(), LogisticRegression()], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("source", [UCIHeart(), MITBIH(classes=("N", "S", "V"))], ids=lambda s: type(s).__name__)
 def test_a_patient_or_a_heartbeat_is_recovered(scene, source, model):
@@ -129,12 +133,55 @@ def test_a_patient_or_a_heartbeat_is_recovered(scene, source, model):
         assert found.y.tolist() == truth.y.tolist()
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("records", [1, 4, 8])
 def test_spear_is_exact(scene, records):
     s = scene(mlp(128, seed=1), records)
     found = invert(s, Spear())
     assert float(psnr(s, found).min()) > 60
     assert same_labels(s, found)
+
+
+@pytest.mark.golden
+@pytest.mark.parametrize(("classes", "records"), [(2, 3), (2, 6), (3, 4), (3, 6)])
+def test_spear_isnt_misled_by_few_classes(scene, digits, classes, records):
+    """Differences of slopes are sparse there too, and are no combination of the next layer's weights."""
+    for start in (0, 10):
+        few = torch.nonzero(digits.y < classes).flatten()[start : start + records]
+        s = scene(mlp(64, classes=classes), digits.take(few))
+        s = replace(s, public=replace(s.public, classes=classes))
+        found = invert(s, Spear())
+        assert float(psnr(s, found).min()) > 60
+        assert same_labels(s, found)
+        assert found.engine == f"SPEAR; slopes of {records} of {records} records agree with their inputs"
+
+
+def test_what_misleads_spear_is_said(scene, digits, monkeypatch):
+    """Without that test of directions: never a good number in silence."""
+    monkeypatch.setattr(spear, "next_weights", lambda layer: None)
+    told = []
+    for start in range(0, 60, 10):
+        few = torch.nonzero(digits.y < 2).flatten()[start : start + 4]
+        s = scene(mlp(64, seed=start, classes=2), digits.take(few))
+        s = replace(s, public=replace(s.public, classes=2))
+        try:
+            found = invert(s, Spear(samples=8192))
+        except AttackFailed as failure:
+            told.append(failure.reason)
+            continue
+        if float(psnr(s, found).min()) < 60:
+            told.append(found.engine)
+            assert "slopes of 4 of 4 records" not in found.engine
+            assert found.objective > 1e-6
+    assert told
+    assert all("slopes agree with" in t or "of 4 records agree" in t for t in told)
+
+
+def test_without_a_unit_for_itself_a_batch_is_a_guess(scene):
+    """Behind tanh every record activates every unit."""
+    found = invert(scene(mlp(activation=nn.Tanh), 4), LinearInversion())
+    assert found.engine == "division; 0 of 4 ratios pass for records, the rest are guesses"
+    assert found.objective > 1e-3
 
 
 def test_a_batch_of_patients_is_recovered(scene):

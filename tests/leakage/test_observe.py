@@ -1,10 +1,13 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from privbench.attacks.leakage.observe import observe
+from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.view import RoundView
+from privbench.defenses.local import DPSGD, Local
 
 
 def test_single_step_update_is_the_gradient(scene):
@@ -17,6 +20,19 @@ def test_single_step_update_is_the_gradient(scene):
     assert derived.exact
     assert (direct.source, derived.source) == ("update", "update")
     torch.testing.assert_close(derived.gradient, direct.gradient)
+
+
+def test_as_many_records_are_sought_as_the_local_steps_draw(scene):
+    """One step on a batch of 2 of the 4 enrolled records; how many DP-SGD expects to draw."""
+    s = scene(records=4, visited=partial(Local().visited, work=LocalWork(batch_size=2, steps=1)))
+    assert s.observation().records == 2
+    mixed = replace(s.update(), records=8)
+    seen = observe(s.view(participants=(0, 1), aggregate=mixed), 1, 0)
+    assert seen is not None
+    assert seen.records == 4
+    work = LocalWork(batch_size=2, steps=3)
+    assert [Local().visited(4, work), DPSGD().visited(4, work), DPSGD().visited(1000, work)] == [4, 4, 6]
+    assert DPSGD().visited(40, LocalWork(batch_size=1, steps=1)) == 1
 
 
 def test_several_steps_are_averaged_and_not_exact(scene):

@@ -1,7 +1,21 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from privbench.benchmarks.measures.comparison import identification, label_accuracy
+from privbench.attacks.leakage.attack import Reconstruction
+from privbench.benchmarks.measures.comparison import compare, label_accuracy
+from privbench.benchmarks.tasks.task import Split
+
+FLAT = SimpleNamespace(shape=(3,))
+
+
+def same_label(found, labels, peers):
+    """The reconstructions ``found`` of records at the origin, against ``peers``."""
+    truth = Split(torch.zeros(len(labels), 3), torch.tensor(labels))
+    got = Reconstruction(found, torch.zeros(len(found), dtype=torch.int64), 0.0, 0, (0.0,), found[None])
+    values, _ = compare(FLAT, got, truth, peers=peers)  # pyright: ignore[reportArgumentType]
+    return values["mse_same_label"]
 
 
 def test_label_accuracy_is_of_multisets():
@@ -9,30 +23,22 @@ def test_label_accuracy_is_of_multisets():
     assert label_accuracy(torch.tensor([0]), torch.tensor([0, 0])) == 0.5
 
 
-def test_ranks_by_hand():
-    truth, others = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.4], [1.3], [5.0]])
-    found = identification(torch.tensor([[0.1], [1.2], [4.0]]), truth, others)
-    # 1.2 is closer to 1.3 than to 1; 4 is closer to 5 than to 2, and farther from the two others.
-    assert found["identification_rank"] == 2
-    assert found["identified"] == pytest.approx(1 / 3)
-    assert (found["identification_rank_chance"], found["identified_chance"]) == (2.5, 0.25)
+def test_all_reconstructions_are_matched_to_other_records_of_the_label():
+    """The one that is nearest to the truth alone would be as far as it happens to be."""
+    found = torch.tensor([[0.0], [1.0], [4.0]]).expand(3, 3)
+    peers = Split(torch.tensor([[1.0], [5.0], [0.0]]).expand(3, 3), torch.tensor([7, 7, 2]))
+    assert same_label(found[:1], [7], peers) == pytest.approx((1 + 25) / 2)
+    assert same_label(found, [7], peers) == pytest.approx((0 + 1) / 2)
 
 
-def test_an_equal_distractor_leaves_a_record_unidentified():
-    truth = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = identification(truth, truth, torch.cat([truth, 1 - truth]))
-    assert (found["identification_rank"], found["identified"]) == (1.5, 0)
+def test_batches_of_other_records_have_the_labels_of_the_truth():
+    found = torch.tensor([[1.0], [4.0]]).expand(2, 3)
+    peers = Split(torch.tensor([[1.0], [5.0], [3.0], [0.0]]).expand(4, 3), torch.tensor([7, 7, 7, 2]))
+    # 7 and 7: 1 with 5, then 3 with 1 again; 7 and 2: each of the three with 0.
+    assert same_label(found, [7, 7], peers) == pytest.approx(((0 + 1) / 2 + (1 + 0) / 2) / 2)
+    assert same_label(found, [7, 2], peers) == pytest.approx((((3**2 + 1) + (1 + 1) + (1 + 1)) / 2) / 3)
 
 
-def test_a_lost_record_comes_last():
-    truth = torch.eye(2)
-    found = identification(truth, truth, torch.full((7, 2), 0.5), torch.tensor([False, True]))
-    assert (found["identification_rank"], found["identified"]) == (4.5, 0.5)
-
-
-def test_a_reconstruction_that_knows_nothing_is_at_chance():
-    generator = torch.Generator().manual_seed(0)
-    truth, blind, others = (torch.randn(n, 20, generator=generator) for n in (2000, 2000, 9))
-    found = identification(blind, truth, others)
-    assert found["identified"] == pytest.approx(found["identified_chance"], abs=0.03)
-    assert found["identification_rank"] == pytest.approx(found["identification_rank_chance"], abs=0.5)
+def test_a_batch_that_is_too_large_is_compared_with_the_fill():
+    peers = Split(torch.ones(1, 3), torch.tensor([7]))
+    assert same_label(torch.ones(1, 3), [7, 7], peers) == pytest.approx((0 + 1) / 2)

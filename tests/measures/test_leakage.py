@@ -148,6 +148,22 @@ def test_a_failed_attack_says_why(truth):
     assert arrays == {}
 
 
+class Broken:
+    """An attack with a mistake in it."""
+
+    needs = frozenset()
+
+    def reconstruct(self, view, observation, generator):
+        raise IndexError("selected index k out of range")
+
+
+def test_an_attack_that_breaks_is_a_recorded_failure(truth):
+    rows, arrays = run(Leakage(Broken()), truth)
+    assert (rows["psnr_db"]["value"], rows["psnr_db"]["status"]) == (None, "failed")
+    assert rows["psnr_db"]["reason"] == "IndexError: selected index k out of range"
+    assert arrays == {}
+
+
 NAN = float("nan")
 
 

@@ -164,6 +164,24 @@ def test_arms_with_other_victims_have_their_own_originals(fake):
     assert rows == [*one, *two]
 
 
+def test_arms_with_the_same_victims_share_originals_and_guesses(fake):
+    fake.run("none", images=2)
+    other = fake.run("krum", images=2)
+    fake.run("secure_aggregation", leakage="not_applicable")
+    fake.run("clip_only", images=2)
+    file = other / "artifacts" / "leakage_r1_c0_server_operator.npz"
+    with np.load(file) as found:
+        np.savez(file, **{**found, "originals": 1 - found["originals"]})
+    figure = drawn(figures.reconstructions(load(fake.root), "server_operator"))
+    rows = [" ".join(a.get_ylabel().split()).replace("_ ", "_") for a in figure.axes if a.get_ylabel()]
+    guesses = ["guess: class mean", "guess: mosaic"]
+    two, one = ([*(f"{g} ({whose})" for g in guesses)] for whose in ("none and 1 more", "krum"))
+    assert rows == [
+        "original (none and 1 more)", "none", "clip_only", *two,
+        "original (krum)", "krum", "secure_aggregation", *one,
+    ]  # fmt: skip
+
+
 def test_pictures_of_guesses_are_left_out_where_a_run_kept_none(fake):
     path = fake.run("none") / "artifacts" / "leakage_r1_c0_server_operator.npz"
     np.savez(path, originals=np.zeros((2, 1, 7, 7)), reconstructions=np.zeros((2, 1, 7, 7)), psnr_db=np.zeros(2))

@@ -1,14 +1,17 @@
 """Figures of leakage against one setting."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from privbench.benchmarks.results.curves import draw
+from privbench.benchmarks.results.figures import leakage
 from privbench.benchmarks.results.leakage_curves import AXES, by_epsilon, by_round, by_setting, leakage_curves
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.report import report
+from privbench.benchmarks.results.unattacked import unattacked
 
 
 def dp(fake, epsilon: float, psnr: float, seed: int = 0):
@@ -47,8 +50,11 @@ def test_epsilon_with_controls_at_infinity(fake):
     assert points(panel)["none"] == [(float("inf"), 24.5)]
     assert set(panel.guesses.values()) == {9.5}
     figure: Any = draw(curves)
-    (axes,) = figure.axes
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "8", "64", "∞"]
+    axes, below = figure.axes
+    assert [t.get_text() for t in below.get_xticklabels()] == ["1", "8", "64", "∞"]
+    assert (below.get_ylabel(), set(panel.accuracy)) == ("accuracy (%)", {"none", "dp_local", "clip_only"})
+    assert {y for line in points(replace(panel, lines=panel.accuracy)).values() for _, y in line} == {78.0}
+    assert panel.chance == 10.0
     ends = {c.get_label(): c for c in axes.containers}
     assert {"dp_local", "none", "clip_only"} <= set(ends)
     last = [float(c.lines[0].get_xdata()[0]) for c in axes.containers if len(c.lines[0].get_xdata()) == 1]
@@ -76,7 +82,14 @@ def test_units_and_adversaries_of_epsilon_have_panels_of_their_own(fake):
     client, record = (points(p) for p in curves.panels)
     assert [x for x, _ in client["krum"]] == [2, 4]
     assert [x for x, _ in record["dp_local"]] == [1, 8]
-    assert {x for x, _ in record["krum"]} == {float("inf")}, "its guarantee is of another unit"
+    assert "krum" not in record, "its guarantee is of another unit, and stands in another panel"
+
+
+def test_large_epsilons_are_powers_of_ten(fake):
+    for epsilon in (1.0, 1e3, 1e4, 1e6):
+        dp(fake, epsilon, 10.0)
+    figure: Any = draw(one(by_epsilon(load(fake.root).arms())))
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["1", "1000", "$10^{4}$", "$10^{6}$"]
 
 
 def test_records_behind_an_update(fake):
@@ -118,6 +131,44 @@ def test_local_steps_come_from_the_configuration(fake):
         fake.run(leakage=20.0 - steps, settings={"federation.local.steps": steps}, config=config)
     curves = one(by_setting(load(fake.root).arms(), AXES[1]))
     assert (curves.name, points(curves.panels[0])["none"]) == ("leakage_by_steps", [(1, 19.5), (4, 16.5)])
+
+
+def lose(path, *clients: int, round: int = 1):
+    """Victims of whom nothing was seen."""
+    row = {"metric": "psnr_db", "round": round, "adversary": "server_operator", "value": None}
+    with (path / "metrics.jsonl").open("a") as file:
+        for client in clients:
+            file.write(json.dumps({**row, "client": client, "status": "not_applicable", "reason": "no record"}) + "\n")
+
+
+def test_a_title_says_which_means_are_over_fewer_victims(fake):
+    fake.run("none", leakage=24.0)
+    dp(fake, 8.0, 12.0)
+    for epsilon in (1.0, 2.0):
+        lose(dp(fake, epsilon, 6.0), 2, 3)
+    figure: Any = draw(one(by_epsilon(load(fake.root).arms())))
+    said = " ".join(figure.get_suptitle().split()).replace("_ ", "_")
+    bars: Any = leakage(load(fake.root))
+    shown = " ".join(bars.get_suptitle().split()).replace("_ ", "_")
+    assert "server operator: dp_local, epsilon=1 without 2 of 4 victims (n/a)" in shown
+    assert "epsilon=8" not in shown
+    assert "dp_local without 2 of 4 victims (n/a) at 1, 2 (record-level, seen by server operator)" in said
+
+
+def test_rounds_lack_their_own_victims(fake):
+    path = fake.run(leakage=20.0)
+    row = {"metric": "psnr_db", "round": 5, "client": 0, "adversary": "server_operator", "value": 12.0}
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    lose(path, 1, round=5)
+    (panel,) = one(by_round(load(fake.root).arms())).panels
+    assert panel.unattacked == ["none without 1 of 2 victims (n/a) at 5"]
+
+
+def test_where_all_means_lack_as_many_it_is_said_once():
+    assert unattacked([("none", "1", (1, 6)), ("krum", "8", (1, 6))]) == ["1 of 6 victims n/a throughout"]
+    assert unattacked([("none", "", (0, 6)), ("krum", "", (1, 6))]) == ["krum without 1 of 6 victims (n/a)"]
+    assert unattacked([("none", "", (0, 6)), ("krum", "", (0, 3))]) == []
 
 
 def test_rounds_of_one_run(fake):

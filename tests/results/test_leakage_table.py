@@ -36,7 +36,8 @@ def test_scores_stand_beside_their_controls(fake):
     assert (row["≥ 20 dB (%)"], row["≥ 25 dB (%)"]) == ("50.0", "0.0")
     assert (row["rank (chance)"], row["identified (%, chance)"]) == ("1.5\n(5.5)", "50.0\n(10.0)")
     assert (row["same label"], row["labels (%, majority)"]) == ("7.5", "50.0\n(25.0)")
-    assert row["better than guessing"] == "yes"
+    assert row["better than guessing"] == "yes (n=1)"
+    assert any(n.startswith("yes (n=1): better") for n in found.notes)
     assert "LPIPS" not in row
     assert not any(n.startswith("NO:") for n in found.notes)
 
@@ -54,7 +55,7 @@ def test_an_attack_no_better_than_guessing_is_flagged(fake):
     fake.run("none", leakage=20.0)
     fake.run("dp_local", leakage=8.0)
     shown, found = rows(load(fake.root))
-    assert {d: r["better than guessing"] for d, r in shown.items()} == {"none": "yes", "dp_local": "NO"}
+    assert {d: r["better than guessing"] for d, r in shown.items()} == {"none": "yes (n=1)", "dp_local": "NO"}
     assert any(n.startswith("NO:") for n in found.notes)
 
 
@@ -74,6 +75,21 @@ def test_nothing_to_attack_is_no_attack(fake):
     fake.run("secure_aggregation", leakage="not_applicable")
     row = rows(load(fake.root))[0]["secure_aggregation"]
     assert (row["attacks"], row["PSNR (dB)"], row["median"]) == ("n/a", "n/a", "—")
+
+
+def test_victims_with_nothing_to_attack_are_counted_beside_the_others(fake):
+    """Their record's row lacks them, so that it is over other victims than an arm that lost none."""
+    fake.run("none", leakage=20.0)
+    path = fake.run("dp_local", leakage=12.0)
+    reason = "client 2 used no record in round 1"
+    lost = {"metric": "psnr_db", "value": None, "status": "not_applicable", "reason": reason}
+    append(path, *({**lost, "client": c} for c in (2, 3, 4)))
+    shown, found = rows(load(fake.root))
+    assert (shown["none"]["attacks"], shown["dp_local"]["attacks"]) == ("2 of 2", "2 of 2\n+ 3 n/a")
+    assert shown["dp_local"]["PSNR (dB)"] == "12.5"
+    assert any(n.startswith("+ n/a: ") for n in found.notes)
+    assert f"dp_local, server operator: {reason}." in found.notes
+    assert [r["victims_not_applicable"] for r in found.records] == [0, 3]
 
 
 def test_the_best_guess_of_an_error_is_the_least(fake):
@@ -136,3 +152,4 @@ def test_verdicts():
     assert verdict(Estimate((1.0, 1.1, 0.9), "ok", 3)) == "yes"
     assert verdict(Estimate((1.0, -0.5, 0.9), "ok", 3)) == "unclear"
     assert verdict(Estimate((0.0,), "ok", 1)) == "NO"
+    assert verdict(Estimate((0.01,), "ok", 1)) == "yes (n=1)", "no interval, so nothing is sure"

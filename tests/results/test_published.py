@@ -11,7 +11,9 @@ from privbench.benchmarks.results.published import Published, published
 from privbench.benchmarks.results.report import report
 from privbench.benchmarks.sweep import compose
 
-PAPERS = sorted((Path(__file__).parents[2] / "conf/experiment/paper").glob("*.yaml"))
+CONF = Path(__file__).parents[2] / "conf"
+PAPERS = [p for p in sorted((CONF / "experiment/paper").glob("*.yaml")) if "published:" in p.read_text()]
+ARMS = sorted((CONF / "arm").glob("*/*.yaml"))
 FIGURE = {"metric": "psnr_db", "value": 18.0, "spread": 3.33, "of": "100 images", "source": "a paper, Table 1"}
 
 
@@ -55,6 +57,14 @@ def test_a_papers_experiment_says_what_was_published(path: Path):
     prepared = compose(overrides)
     assert prepared.experiment.published
     assert "published" not in prepared.settings
+
+
+@pytest.mark.parametrize("path", ARMS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_an_arm_of_a_papers_experiment_has_a_figure_of_its_own(path: Path):
+    prepared = compose([f"+arm/{path.parent.name}={path.stem}", "task=digits", "model=mlp"])
+    (figure,) = prepared.experiment.published
+    assert (figure.metric, bool(figure.source)) == ("psnr_db", True)
+    assert path.parent.name in {p.stem for p in (CONF / "experiment/paper").glob("*.yaml")}
 
 
 def test_a_figure_without_a_name_is_refused():

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from privbench.benchmarks.results.load import Refused, load
-from privbench.benchmarks.results.table import escape, table
+from privbench.benchmarks.results.table import table
+from privbench.benchmarks.results.tabular import escape
 
 
 def cells(found, row=0):

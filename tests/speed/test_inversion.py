@@ -10,14 +10,6 @@ from privbench.benchmarks.speed import inversion
 from privbench.benchmarks.tasks.models import LeNet, make
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(scene: inversion.Scene, iterations: int) -> inversion.Result:
     """The authors' algorithm as one writes it: one image at a time, ``1 - cos``, signed Adam."""
     found = []
@@ -42,6 +34,7 @@ def plain(scene: inversion.Scene, iterations: int) -> inversion.Result:
     return inversion.Result("plain", 1.0, scene.quality(found))
 
 
+@pytest.mark.golden
 def test_side_by_side_reaches_what_the_plain_loop_reaches():
     raw, labels, _ = inversion.images(3)
     scene = inversion.Scene(make(LeNet(), inversion.SPEC, 0), raw, labels)

@@ -153,3 +153,17 @@ def test_mitbih_has_a_client_for_each_patient(published, tmp_path):
     assert job.id.endswith("-s0")
     with pytest.raises(ConfigError, match=r"federation\.clients=20: mitbih has 22 patients"):
         sweep.plan(["task=mitbih", "model=signal_cnn", "federation.clients=20"], multirun=False)
+
+
+def test_one_epsilon_for_every_private_defense_makes_one_run_of_an_arm_without(tmp_path):
+    asked = ["task=digits", "model=mlp", "defense=none,dp_local", "epsilon=1,8", f"results_dir={tmp_path}"]
+    jobs = sweep.plan(asked, multirun=True).jobs
+    assert [j.overrides[2:4] for j in jobs] == [
+        ["defense=none", "epsilon=1"],
+        ["defense=dp_local", "epsilon=1"],
+        ["defense=dp_local", "epsilon=8"],
+    ]
+    own = sweep.compose(["task=digits", "model=mlp", "defense=dp_local", "epsilon=1", "defense.privacy.epsilon=3"])
+    assert own.config["defense"]["privacy"]["epsilon"] == 3
+    with pytest.raises(ConfigError, match="epsilon=-1"):
+        sweep.compose(["task=digits", "model=mlp", "epsilon=-1"])

@@ -38,6 +38,9 @@ XRAY, BEAT, TABLE = spec("image", 1, 64, 64, classes=2), spec("signal", 1, 180, 
         (models.LeNet(), spec("image", 3, 32, 32, classes=100), 85_036),
         (models.LeNet(), MNIST, 312 + 3612 + 3612 + 588 * 10 + 10),
         (models.LeNet(), DIGITS, None),
+        # breaching's copy of R-GAP's model has 154,266.
+        (models.CNN6(), CIFAR, 154_266),
+        (models.CNN6(bias=True), BEAT, None),
         # breaching's ConvNet of width 64 on CIFAR-10 has 2,904,970 with batch normalisation.
         (models.ConvNet(norm="batch"), CIFAR, 2_904_970),
         (models.ConvNet(width=4, norm="group"), MNIST, None),
@@ -45,6 +48,8 @@ XRAY, BEAT, TABLE = spec("image", 1, 64, 64, classes=2), spec("signal", 1, 180, 
         (models.ResNet18(), XRAY, None),
         (models.ResNet18(norm="batch"), DIGITS, None),
         (models.ResNet18(), CIFAR, 11_173_962),
+        (models.ResNet20(), CIFAR, 272_474),
+        (models.ResNet20(width=4, norm="batch"), CIFAR, 4_327_754),
     ],
     ids=show,
 )

@@ -1,15 +1,17 @@
 """Models: dataclasses that build a ``torch.nn.Module`` for a task's inputs."""
 
 from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
+from privbench.benchmarks.tasks.models.cnn6 import CNN6
 from privbench.benchmarks.tasks.models.convnet import ConvNet
 from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
 from privbench.benchmarks.tasks.models.imprint import ImprintBlock
 from privbench.benchmarks.tasks.models.lenet import LeNet
-from privbench.benchmarks.tasks.models.resnet import ResNet18
+from privbench.benchmarks.tasks.models.resnet import ResNet18, ResNet20
 from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
 from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
 
 __all__ = [
+    "CNN6",
     "MLP",
     "Architecture",
     "ConvNet",
@@ -18,6 +20,7 @@ __all__ = [
     "LeNet",
     "LogisticRegression",
     "ResNet18",
+    "ResNet20",
     "SignalCNN",
     "SmallCNN",
     "make",

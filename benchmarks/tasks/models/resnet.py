@@ -1,10 +1,11 @@
-"""ResNet-18, without in-place operations."""
+"""Residual networks, without in-place operations."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 
+from privbench.benchmarks.build import require
 from privbench.benchmarks.tasks.models.architecture import expect
 from privbench.benchmarks.tasks.models.norm import norm2d
 from privbench.benchmarks.tasks.task import Spec
@@ -40,4 +41,44 @@ class ResNet18:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         if small:
             model.maxpool = nn.Identity()  # type: ignore[assignment]
+        return model
+
+
+@dataclass(frozen=True)
+class ResNet20:
+    """He et al. 2016, section 4.2, for small images: three stages of three blocks with 16, 32 and 64 channels.
+
+    Args:
+        width: multiplies the channels; 4 is the ResNet20-4 of Geiping et al. 2020.
+        norm: ``group`` (Wu and He 2018) keeps records apart, as DP-SGD needs; ``batch`` is the original.
+    """
+
+    width: int = 1
+    norm: Literal["group", "batch"] = "group"
+
+    def __post_init__(self) -> None:
+        require(self.width >= 1, "width", self.width, "at least 1")
+
+    def build(self, spec: Spec) -> nn.Module:
+        expect(self, spec, "image", smallest=8)
+        from privbench.benchmarks.tasks.models.residual import OutOfPlaceBlock
+
+        before, layers = 16 * self.width, []
+        layers += [nn.Conv2d(spec.shape[0], before, 3, padding=1, bias=False), norm2d(self.norm, before), nn.ReLU()]
+        for channels in (16 * self.width, 32 * self.width, 64 * self.width):
+            stride = 1 if channels == before else 2
+            for block in range(3):
+                shortcut = None
+                if block == 0 and channels != before:
+                    projection = nn.Conv2d(before, channels, 1, stride, bias=False)
+                    shortcut = nn.Sequential(projection, norm2d(self.norm, channels))
+                step = stride if block == 0 else 1
+                layers.append(
+                    OutOfPlaceBlock(before, channels, step, shortcut, norm_layer=lambda c: norm2d(self.norm, c))
+                )
+                before = channels
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, len(spec.classes)))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         return model

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,32 @@ from privbench.defenses.tee.wire import unpack
 
 if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What one client has in one round.
+
+    Args:
+        opening: of the round, not yet checked.
+        turn: its work.
+        model: that it starts from.
+        salt: of the model's digest, where the model came sealed.
+        inbox: what the host relayed.
+        state: its own memory.
+    """
+
+    opening: Opening
+    turn: Turn
+    client: int
+    model: Tensor
+    salt: bytes | None
+    inbox: Any
+    state: dict[str, Any]
+
+    def enclose(self, payload: bytes) -> bytes:
+        """Sealed to the aggregator of this round."""
+        return sealing.enclose(payload, sealing.place(self.opening, self.client), self.opening.kem_key)
 
 
 class AttestedSession:
@@ -58,7 +85,7 @@ class AttestedSession:
                 raise Refused("reopened", f"round {opening.round} attempt {opening.attempt} was answered already")
             made = self._in_guest if self._run.manifest.training else self._here
             model, salt = self._received(opening, client, received, inbox)
-            sealed, costs = made(opening, turn, client, model, salt, inbox, state)
+            sealed, costs = made(_Given(opening, turn, client, model, salt, inbox, state))
         except Refused as refusal:
             return Message(client, refusal, 0, state=state)
         message = sealing.sign(sealed, sealing.place(opening, client), self._run.client_keys[client])
@@ -74,65 +101,47 @@ class AttestedSession:
         model = downlink.open_model(Path(inbox["model"]).read_bytes(), key, digest, last)
         return sealing.vector(unpack(model)["model"]), downlink.salt(key)
 
-    def _here(
-        self,
-        opening: Opening,
-        turn: Turn,
-        client: int,
-        received: Tensor,
-        salt: bytes | None,
-        inbox: Any,
-        state: dict[str, Any],
-    ) -> tuple[bytes, dict[str, float]]:
+    def _here(self, given: _Given) -> tuple[bytes, dict[str, float]]:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
-        relying = self._run.relying(tuple(inbox["certificates"]))
-        head, age = Head(*state.get("head", (0, FIRST))), inbox["delivered"] - state["time"]
-        digest = downlink.digest(sealing.floats(received), salt)
-        relying.check(opening, client, state["nonce"], inbox["path"], digest, head, age)
+        relying = self._run.relying(tuple(given.inbox["certificates"]))
+        head, age = Head(*given.state.get("head", (0, FIRST))), given.inbox["delivered"] - given.state["time"]
+        digest = downlink.digest(sealing.floats(given.model), given.salt)
+        relying.check(given.opening, given.client, given.state["nonce"], given.inbox["path"], digest, head, age)
         checked = time.perf_counter()
-        update = turn.update(received)
+        update = given.turn.update(given.model)
         trained = time.perf_counter()
-        sealed = sealing.enclose(sealing.encode(update), sealing.place(opening, client), opening.kem_key)
+        sealed = given.enclose(sealing.encode(update))
         return sealed, {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
 
-    def _in_guest(
-        self,
-        opening: Opening,
-        turn: Turn,
-        client: int,
-        received: Tensor,
-        salt: bytes | None,
-        inbox: Any,
-        state: dict[str, Any],
-    ) -> tuple[bytes, dict[str, float]]:
+    def _in_guest(self, given: _Given) -> tuple[bytes, dict[str, float]]:
         """Have the client's guest check, train, prove and seal; its host hands over records and settings."""
-        records = turn.records()
+        records = given.turn.records()
         agreed = self._run.manifest.training or {}
-        used = {**agreed, "work": describe(turn.work), "local": describe(turn.local)}
+        used = {**agreed, "work": describe(given.turn.work), "local": describe(given.turn.local)}
         request = {
             "manifest": self._run.manifest.canonical(),
-            "opening": dict(inbox["opening"]),
-            "certificates": list(inbox["certificates"]),
+            "opening": dict(given.inbox["opening"]),
+            "certificates": list(given.inbox["certificates"]),
             "tcb_floor": self._run.relying_on.tcb_floor,
-            "path": inbox["path"],
-            "nonce": state["nonce"],
-            "age": inbox["delivered"] - state["time"],
-            "head": list(state.get("head", (0, FIRST))),
-            "client": client,
-            "model": sealing.floats(received),
-            "model_salt": salt,
+            "path": given.inbox["path"],
+            "nonce": given.state["nonce"],
+            "age": given.inbox["delivered"] - given.state["time"],
+            "head": list(given.state.get("head", (0, FIRST))),
+            "client": given.client,
+            "model": sealing.floats(given.model),
+            "model_salt": given.salt,
             "training": proof.settings_bytes(used),
             "records": states.encode({"x": records.x, "y": records.y}),
-            "salt": self._run.salt(client),
+            "salt": self._run.salt(given.client),
         }
-        kind = "tampered" if turn.tampers == "code" else "agreed"
-        answer = guests.ask(inbox["guests"][kind], request, self._run.channel.patience)
-        if turn.tampers != "message":
+        kind = "tampered" if given.turn.tampers == "code" else "agreed"
+        answer = guests.ask(given.inbox["guests"][kind], request, self._run.channel.patience)
+        if given.turn.tampers != "message":
             return answer["sealed"], answer["costs"]
         # A poisoner's host sends an update of its own with its guest's evidence.
-        payload = sealing.attested(sealing.encode(turn.update(received)), answer["proof"])
-        return sealing.enclose(payload, sealing.place(opening, client), opening.kem_key), answer["costs"]
+        payload = sealing.attested(sealing.encode(given.turn.update(given.model)), answer["proof"])
+        return given.enclose(payload), answer["costs"]
 
     def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
         number, last = self._run.folder.attempted()
