@@ -100,6 +100,9 @@ class _Weight(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x, g), (u,), geometry = ctx.saved_tensors, grads, ctx.geometry
+        if geometry.grouped:
+            # Laid out once for both.
+            u = _last(u.flatten(0, 1)).unflatten(0, (geometry.rows, -1))
         g_x = _input(g, u, geometry) if ctx.needs_input_grad[0] else None
         return g_x, _forward(x, u, None, geometry), None
 

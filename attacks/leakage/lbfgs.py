@@ -26,7 +26,7 @@ class LBFGS:
     Args:
         iterations: steps of each problem, with at most 5/4 as many evaluations.
         learning_rate: first step length of a line search.
-        history: pairs of steps and slopes kept.
+        history: pairs of steps and slopes kept; about, since they are kept by event, and one in ten brings a row none.
     """
 
     iterations: int
@@ -73,8 +73,7 @@ class _Search:
         self.at, self.value, self.slope = at.clone(), value, slope
         self.active = torch.isfinite(value) & torch.isfinite(slope).all(1)
         self.steps = torch.zeros(count, dtype=torch.int64, device=at.device)
-        # In an event some rows have a new pair, and others have none.
-        self._pairs = Pairs(max(1, settings.history * 5 // 4), at)
+        self._pairs = Pairs(max(1, settings.history * 9 // 8), at)
         self._direct(torch.ones_like(self.active))
 
     def trial(self) -> Tensor:
