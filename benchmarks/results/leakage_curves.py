@@ -121,7 +121,9 @@ def by_round(arms: Sequence[Arm]) -> Iterator[Curves]:
                     guessed, title = dict(sorted(guesses.items())), f"seen by {words(adversary)}"
                     found.append(Panel(title, lines, guessed, unattacked=_unattacked(lines, metric, adversary, True)))
             if found:
-                yield Curves("leakage_by_round", "round", metric, tuple(found), log=False)
+                rounds = [x for panel in found for points in panel.lines.values() for x, *_ in points]
+                wide = max(rounds) >= 10 * min(rounds)
+                yield Curves("leakage_by_round", "round", metric, tuple(found), log=wide)
 
 
 def _alike(arms: Sequence[Arm], key: Callable[[Arm], str], least: int = 2) -> Iterator[list[Arm]]:

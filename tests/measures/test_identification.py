@@ -36,7 +36,7 @@ def unrelated(count: int, records: int, further: int) -> tuple[dict[str, float],
     x = torch.tensor(load_digits(return_X_y=True)[0] / 16, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     found, known = [], []
-    for _ in range(1000 // records):
+    for _ in range(400 // records):
         parts = (records, count, 64, further)
         truth, blind, others, more = x[torch.randperm(len(x), generator=generator)[: sum(parts)]].split(parts)
         _, j = images.match(blind, truth)
