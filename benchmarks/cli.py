@@ -76,7 +76,8 @@ def run(arguments: list[str]) -> int:
     flags = ["--multirun"] if jobs.multirun else []
     flags += ["--config-dir", options.config_dir] if options.config_dir else []
     if jobs.multirun:
-        print(f"{len(jobs.jobs)} runs, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
+        equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
+        print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
         return _hydra([*flags, *jobs.arguments, f"name={jobs.name}"])
     return _hydra([*flags, *options.overrides])
 

@@ -58,6 +58,7 @@ class Jobs:
         jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked
             when it starts).
         arguments: what Hydra is given to launch them.
+        combinations: how many there are with equal ones.
     """
 
     multirun: bool
@@ -65,6 +66,7 @@ class Jobs:
     results: Path
     jobs: list[Job]
     arguments: list[str]
+    combinations: int
 
 
 def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) -> Jobs:
@@ -84,8 +86,9 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
             checked = _check(hydra, job, first if many else None)
             by_id.setdefault(checked.id, checked)
         jobs = [*by_id.values()]
+        _check_epsilon(sweeps, by_id)
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
-        return Jobs(many, str(name), Path(first.results_dir), jobs, arguments)
+        return Jobs(many, str(name), Path(first.results_dir), jobs, arguments, len(sweeps))
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
@@ -193,6 +196,15 @@ def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
             translated.field, translated.value, f"{translated.expected} [job: {' '.join(overrides)}]"
         ) from None
     return Job(overrides, prepared.id, prepared.path)
+
+
+def _check_epsilon(sweeps: list[list[str]], by_id: dict[str, Job]) -> None:
+    """Refuse a sweep over ``epsilon`` that no arm takes part in: a curve was asked for, and would be a point."""
+    asked = sorted({o.partition("=")[2] for job in sweeps for o in job if o.startswith("epsilon=")})
+    taken = {o.partition("=")[2] for job in by_id.values() for o in job.overrides if o.startswith("epsilon=")}
+    hint = "values that a defense takes: none of this sweep's has privacy.epsilon: ${epsilon}"
+    if len(asked) > 1 and len(taken) == 1:
+        raise ConfigError("epsilon", ",".join(asked), hint)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

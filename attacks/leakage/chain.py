@@ -59,8 +59,8 @@ def chain(public: Public, vector: Tensor) -> tuple[Step, ...]:
     for name, module, given, made in calls:
         _same(given, at, place, f"{name!r}")
         at, place = made, f"{name!r}"
-        # Dropout at rate 0 and flattening change nothing in evaluation mode either.
-        if isinstance(module, (nn.Flatten, nn.Unflatten, nn.Identity)):
+        # Dropout is switched off: its masks are not known, as everywhere in attacks.
+        if isinstance(module, (nn.Flatten, nn.Unflatten, nn.Identity, nn.modules.dropout._DropoutNd)):
             continue
         _check(name, module, given, trained)
         steps.append(Step(name, module, tuple(given.shape[1:]), tuple(made.shape[1:])))

@@ -186,7 +186,7 @@ def _agree(a: Tensor | None, b: Tensor | None) -> bool:
     if a is None or b is None:
         return a is b
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    return bool(((a - b).norm(dim=1) <= 1e-2 * b.norm(dim=1)).all())
+    return bool(((a - b).norm(dim=1) <= 1e-3 * b.norm(dim=1)).all())
 
 
 def _tried(evaluate: Callable[[Tensor, Tensor, Tensor], Point], x: Tensor, y: Tensor, centre: Tensor) -> Point | None:

@@ -117,24 +117,36 @@ class Optimisation:
     def _together(
         self, public: Public, observations: list[Observation], generators: list[torch.Generator]
     ) -> list[Reconstruction | AttackFailed]:
-        first = observations[0]
-        try:
-            labels = [fixed_labels(self.labels, public, o, g) for o, g in zip(observations, generators, strict=True)]
-            gradient = ClientGradient(public, first.model)
-            more = [self.priors(public, o, gradient) for o in observations]
-            problem = Problem(
-                self._followed(public, first, gradient),
-                torch.stack([o.gradient for o in observations]),
-                self._weighted(public, observations),
-                None if labels[0] is None else torch.stack([y for y in labels if y is not None]),
-                self._weights(public, observations, more),
-                self.box(public),
-                self.group if self.restarts > 1 else 0.0,
-            )
-            effort = Effort(self.restarts, self.init, self.compile)
-            return reconstruct(public, problem, self.optimiser(), first.records, effort, generators)
-        except AttackFailed as failure:
-            return [failure] * len(observations)
+        gradient = ClientGradient(public, observations[0].model)
+        labels: list[Tensor | None] = []
+        more: list[list[tuple[Prior, float]]] = []
+        results: dict[int, Reconstruction | AttackFailed] = {}
+        for k, (observation, generator) in enumerate(zip(observations, generators, strict=True)):
+            try:
+                y = fixed_labels(self.labels, public, observation, generator)
+                more.append(self.priors(public, observation, gradient))
+                labels.append(y)
+            except AttackFailed as failure:
+                results[k] = failure
+        left = [k for k in range(len(observations)) if k not in results]
+        if left:
+            part = [observations[k] for k in left]
+            try:
+                problem = Problem(
+                    self._followed(public, part[0], gradient),
+                    torch.stack([o.gradient for o in part]),
+                    self._weighted(public, part),
+                    None if labels[0] is None else torch.stack([y for y in labels if y is not None]),
+                    self._weights(public, part, more),
+                    self.box(public),
+                    self.group if self.restarts > 1 else 0.0,
+                )
+                effort, draws = Effort(self.restarts, self.init, self.compile), [generators[k] for k in left]
+                found = reconstruct(public, problem, self.optimiser(), part[0].records, effort, draws)
+            except AttackFailed as failure:
+                found = [failure] * len(left)
+            results |= dict(zip(left, found, strict=True))
+        return [results[k] for k in range(len(observations))]
 
     def _followed(self, public: Public, observation: Observation, gradient: ClientGradient) -> TwoForms:
         several = observation.steps > 1 and public.kind == "update" and public.work is not None

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from privbench.attacks.leakage.rows import PerRow, gradients
+from privbench.attacks.leakage.rows import NoRows, PerRow, astray, gradients
 from privbench.benchmarks.federation.view import Public
 
 Tensors = dict[str, Tensor]
@@ -83,13 +84,23 @@ class ClientGradient:
             NoRows: (the function) this model has layers for which there is no such pass.
         """
         parameters = {name: p.detach() for name, p in self.parameters.items()}
-        mode = PerRow(rows, parameters)
+        mode, looked = PerRow(rows, parameters), False
 
         def run(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal looked
             batch = x.flatten(0, 1), y.flatten(0, 1)
+            if not looked and self._astray(rows, batch):
+                raise NoRows("the loss takes parameters past their layers")
+            looked = True
             return gradients(lambda: functional_call(self._module, self._tensors(parameters), batch), mode)
 
         return run
+
+    def _astray(self, rows: int, batch: tuple[Tensor, Tensor]) -> bool:
+        own = {name: p.detach().clone().requires_grad_() for name, p in self.parameters.items()}
+        detached = tuple(t.detach() for t in batch)
+        whole = partial(functional_call, self._module, self._tensors(own), detached)
+        return astray(whole, PerRow(rows, own), list(own.values()))
 
     @property
     def model(self) -> nn.Module:

@@ -26,7 +26,9 @@ class LBFGS:
     Args:
         iterations: steps of each problem, with at most 5/4 as many evaluations.
         learning_rate: first step length of a line search.
-        history: pairs of steps and slopes kept; about, since they are kept by event, and one in ten brings a row none.
+        history: pairs of steps and slopes kept, at most: rows side by side share a ring of events, in which each has
+            the pairs of its own line searches' ends. Of a LeNet of sigmoids nearly all, since the first step mostly
+            ends the search; where rows search long at different times, a row keeps few of them.
     """
 
     iterations: int

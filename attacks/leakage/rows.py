@@ -66,6 +66,19 @@ def gradients(loss: Callable[[], Tensor], mode: PerRow) -> Tensor:
     return torch.cat(found, 1)
 
 
+def astray(loss: Callable[[], Tensor], mode: PerRow, parameters: list[Tensor]) -> bool:
+    """Whether some of the loss reaches ``parameters``, which need gradients, past the layers' copies: as a penalty on
+    the weights in it does. Copies wouldn't have that part of the gradient.
+
+    Args:
+        mode: made of ``parameters``.
+    """
+    with mode:
+        value = loss()
+    parts = torch.autograd.grad(value, parameters, allow_unused=True)
+    return any(part is not None and bool(part.any()) for part in parts)
+
+
 def _copies(parameter: Tensor, rows: int) -> Tensor:
     copies = parameter.detach().expand(rows, *parameter.shape)
     if parameter.ndim == 4 and parameter.numel() <= FILTERS:

@@ -194,11 +194,15 @@ class Leakage:
         public, truth = case.view.public, case.truth
         who = {"round": case.round, "client": case.client, "adversary": case.view.adversary, "records": len(truth.y)}
         observation, reason = self._observe(case.view, case.round, case.client)
+        context = who
+        if observation is not None:
+            observation, context = self._declare(observation, truth, who)
+        # A guess has as many tries as the attack.
         count = len(truth.y) if observation is None else max(len(truth.y), observation.records)
-        work = _Work(case, who, *controls(public, truth, case.distractors, case.peers, count, case.further(count)))
-        if observation is None:
+        guessed = controls(public, truth, case.distractors, case.peers, count, case.further(count))
+        work = _Work(case, context, *guessed, observation)
+        if work.observation is None:
             return self._without(work, "not_applicable", reason)
-        work.observation, work.context = self._declare(observation, truth, who)
         if self.max_batch is not None and work.observation.records > self.max_batch:
             reason = f"{work.observation.records} records, more than max_batch={self.max_batch}"
             return self._without(work, "skipped", reason)
@@ -250,9 +254,10 @@ class Leakage:
         if batch == "known":
             observation = replace(observation, records=len(truth.y), counted=True)
         if "labels" in needs:
-            # Of a mixture of clients the victim's labels alone are told, so that its records alone are sought.
-            count = len(truth.y) if observation.source == "release" else observation.records
-            observation = replace(observation, labels=truth.y, records=count)
+            # Labels tell how many they are. Of a mixture of clients the victim's alone are told, so that its records
+            # alone are sought; of a client that draws its batches, those that it drew.
+            batch = "known" if observation.records != len(truth.y) else batch
+            observation = replace(observation, labels=truth.y, records=len(truth.y))
         declared = {
             "source": observation.source,
             "exact": observation.exact,

@@ -11,7 +11,7 @@ from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.leakage.descent import descent
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.inverting_gradients import InvertingGradients
-from privbench.attacks.leakage.objectives import Cosine
+from privbench.attacks.leakage.objectives import Cosine, SquaredDistance
 from privbench.attacks.leakage.priors import TotalVariation
 from privbench.attacks.leakage.problem import Problem
 from privbench.benchmarks.tasks.task import Split
@@ -86,6 +86,19 @@ def test_one_unusable_target_leaves_the_others(scene):
     assert [isinstance(f, AttackFailed) for f in found] == [False, True, False]
 
 
+def test_labels_that_do_not_cover_one_target_fail_it_alone(scene):
+    s = scene(records=2)
+    seen = replace(s.observation(), labels=s.truth.y)
+    short = replace(seen, labels=s.truth.y[:1])
+    draws = [torch.Generator().manual_seed(k) for k in range(3)]
+    attack = InvertingGradients(iterations=2, labels="known")
+    found = attack.reconstruct_many(s.view(), [short, seen, seen], draws)
+    assert [isinstance(f, AttackFailed) for f in found] == [True, False, False]
+    alone = attack.reconstruct(s.view(), seen, torch.Generator().manual_seed(2))
+    assert not isinstance(found[2], AttackFailed)
+    torch.testing.assert_close(found[2].x, alone.x, rtol=1e-3, atol=1e-3)
+
+
 def test_a_model_that_vmap_refuses_falls_back_to_the_loop(scene, generator):
     class Branching(nn.Linear):
         def forward(self, x):
@@ -113,6 +126,58 @@ def test_a_pass_that_gives_something_else_is_not_taken(scene):
         rows = p.rows(2)
         assert rows.labels is not None
         assert "by vmap" in descent(p, rows, x, rows.labels, 1, "never").how
+
+
+class Penalised(nn.Linear):
+    """Its weights are in the loss beside what the layer makes of them."""
+
+
+def with_penalty(model, batch):
+    penalty = sum(p.square().sum() for m in model.modules() if isinstance(m, Penalised) for p in m.parameters())
+    return F.cross_entropy(model(batch[0]), batch[1]) + 1e-3 * penalty
+
+
+def plain(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+class Twice(nn.Module):
+    """One layer used twice, behind a border that mirrors the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(1, 4, 3, 2, 1, padding_mode="reflect")
+        self.again = nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Linear(4 * 196, 10)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        return self.last(torch.tanh(self.again(torch.tanh(self.again(x)))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "loss", "how"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), Penalised(784, 10)), with_penalty, "by vmap"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), with_penalty, "in one pass"),
+        (Twice, plain, "in one pass"),
+    ],
+)
+def test_however_rows_run_slopes_are_those_of_the_loop(scene, model, loss, how):
+    """At the start, half way, and near the truth, where a part of the gradient that got lost would be all there is."""
+    torch.manual_seed(0)
+    s = scene(model(), 2, loss=loss)
+    gradient = ClientGradient(s.public, s.sent)
+    target = gradient(s.truth.x, s.truth.y).detach()[None]
+    p = Problem(gradient, target, SquaredDistance(), s.truth.y[None])
+    rows, (x, _) = p.rows(2), start(s, 2)
+    assert rows.labels is not None
+    run, centre = descent(p, rows, x, rows.labels, 1, "never"), torch.zeros_like(x)
+    assert how in run.how
+    for far in (1.0, 0.5, 0.03):
+        at = s.truth.x + far * (x - s.truth.x)
+        expected = descents._loop(p, rows)(at, rows.labels, centre)
+        torch.testing.assert_close(run.evaluate(at, rows.labels, centre)[1], expected[1], rtol=1e-3, atol=1e-6)
 
 
 def test_compiling_has_to_save_more_than_it_takes(scene):

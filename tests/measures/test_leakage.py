@@ -108,6 +108,22 @@ def test_truth_reaches_the_attack_only_as_declared(truth):
     assert (rows["psnr_db"]["labels"], rows["psnr_db"]["batch_size"]) == ("known", "claimed")
 
 
+def test_labels_that_are_told_tell_how_many_there_are(truth):
+    """Of a client that draws its batches, and of a release, whose guesses have no more tries than the attack."""
+    told = Fixed(truth.x, truth.y, [], frozenset({"labels", "batch_size"}))
+    enrolled = view_of(truth)
+    more = replace(enrolled.rounds[0].updates[0], records=7)
+    rows, _ = run(Leakage(told), truth, view_of(truth, participants=(0,), updates={0: more}))
+    assert (told.seen[0].records, rows["psnr_db"]["batch_size"]) == (4, "known")
+    one = truth.take(torch.tensor([0]))
+    view = view_of(one, participants=(0, 1), released=torch.zeros(10 * 17 + 16 * 65))
+    view = replace(view, public=replace(view.public, records=(1, 2), mixture=Mixture((1.0, 2.0))))
+    told = Fixed(one.x, one.y, [], frozenset({"labels", "batch_size"}))
+    rows, _ = run(Leakage(told), one, view, distractors=truth.take(torch.tensor([1, 2, 0, 3])))
+    assert told.seen[0].records == 1
+    assert rows["psnr_db_other_image"]["value"] < 100, "one guess, not the third one, which is right"
+
+
 def test_a_release_shows_no_count(truth):
     attack = Fixed(truth.x, truth.y, [], frozenset({"batch_size"}))
     sent = view_of(truth).rounds[0].sent

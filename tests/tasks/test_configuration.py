@@ -165,5 +165,8 @@ def test_one_epsilon_for_every_private_defense_makes_one_run_of_an_arm_without(t
     ]
     own = sweep.compose(["task=digits", "model=mlp", "defense=dp_local", "epsilon=1", "defense.privacy.epsilon=3"])
     assert own.config["defense"]["privacy"]["epsilon"] == 3
+    same = ["task=digits", "model=mlp", "defense=dp_local", "defense.privacy.epsilon=3", "epsilon=1,8"]
+    with pytest.raises(ConfigError, match="epsilon=1,8: values that a defense takes"):
+        sweep.plan([*same, f"results_dir={tmp_path}"], multirun=True)
     with pytest.raises(ConfigError, match="epsilon=-1"):
         sweep.compose(["task=digits", "model=mlp", "epsilon=-1"])
