@@ -13,7 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CONSOLE = Path(sys.executable).with_name("privbench")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-RUN_DOCUMENTS = ("README.md", "docs/getting-started.md", "docs/add-a-defense.md", "docs/configuration.md")
+RUN_DOCUMENTS = (
+    "README.md",
+    "docs/getting-started.md",
+    "docs/add-a-defense.md",
+    "docs/configuration.md",
+    "docs/leakage-experiments.md",
+)
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
 NO_CALIBRATION = ("defense.privacy.epsilon=null", "defense.privacy.noise_multiplier=1")
@@ -23,6 +29,18 @@ SHRUNK = {
     "experiment=quickstart": (
         *TINY,
         "defense=none,dp_local_clip_only",
+        "leakage.attack.iterations=2",
+        "leakage.victims=1",
+    ),
+    "experiment=leakage_by_": (
+        *TINY,
+        "defense=none",
+        "epsilon=1",
+        "seed=0",
+        "federation.evaluate_every=1",
+        "federation.local.steps=1",
+        "federation.local.batch_size=2",
+        "leakage.rounds=[1]",
         "leakage.attack.iterations=2",
         "leakage.victims=1",
     ),
