@@ -65,7 +65,7 @@ BAD = [
     (["~defense", "+defense._target_=privbench.defenses.Defense"], "defense=None: one option of the group"),
     (["task=null"], "task=null: one of cifar10,"),
     (["defense=null"], "defense=null: one of dp_central,"),
-    (["model=null"], "model=null: one of convnet,"),
+    (["model=null"], "model=null: one of cnn6,"),
     (["federation/server=3"], "federation/server=3: one of adam,"),
     (["model.hidden=[10000000000]"], "model=MLP: a model that can be built"),
     (["model.hidden=16"], "model.hidden=16: expected a list such as [16], got int"),
