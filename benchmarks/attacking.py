@@ -104,16 +104,15 @@ def attacks(
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
     targets: list[Target] = []
     seen = finished.views["participant"].rounds[-1]
-    every = (_used(side, c, _took_part(finished, c, leakage)) for c in range(federation.clients))
-    used = torch.cat([*every]).unique()
+    own = [_used(side, c, _took_part(finished, c, leakage)) for c in range(federation.clients)]
+    used = torch.cat(own).unique()
     for client in sorted(federation.watched):
         yield from changes(federation.layout, seen, client)
     for adversary, base, several in leakage.coalitions:
         view = told(finished.views[base], finished.views["participant"]) if several else finished.views[base]
         chosen = 0
         for client in sorted(federation.watched):
-            rounds = _took_part(finished, client, leakage)
-            truth = side.data.take(_used(side, client, rounds))
+            truth = side.data.take(own[client])
             if len(truth) == 0:
                 who = {"round": number, "client": client, "adversary": adversary}
                 when = "" if len(leakage.window(number)) == 1 else "the rounds up to "

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.attacks.leakage.attack import AttackFailed
+from privbench.attacks.leakage.first_layer import trained_parts
 from privbench.attacks.leakage.gradient import ClientGradient
 from privbench.attacks.leakage.observe import Observation
 from privbench.benchmarks.federation.view import Public
@@ -52,9 +53,7 @@ def infer(public: Public, observation: Observation, generator: torch.Generator) 
         AttackFailed: if no linear layer ends in ``public.classes`` units.
     """
     prefix, bias = _last_layer(public)
-    layout = public.layout
-    parts = torch.split(observation.gradient, [s.numel() for s in map(torch.Size, layout.shapes[: layout.parameters])])
-    slopes = dict(zip(layout.names, parts, strict=False))
+    slopes = trained_parts(public.layout, observation.gradient)
     if bias and observation.records == 1:
         return slopes[f"{prefix}bias"].argmin()[None]
     if bias:

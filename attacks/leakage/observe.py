@@ -73,7 +73,8 @@ def observe(view: View, round: int, client: int) -> Observation | None:
     others = hidden(seen)
     if seen.aggregate is not None:
         mixed = seen.aggregate
-        each, count = max(1, mixed.records // max(1, len(others))), max(1, len(others))
+        count = max(1, len(others))
+        each = max(1, mixed.records // count)
         steps = public.local_steps(each)
         exact = steps == 1 and others == (client,)
         known = public.known("aggregate", client)

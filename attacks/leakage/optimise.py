@@ -75,10 +75,11 @@ def reconstruct(
     labels = y.argmax(-1) if problem.labels is None else y
     results: list[Reconstruction | AttackFailed] = []
     for k, group in enumerate(groups):
+        if blind[k]:
+            results.append(AttackFailed(BLIND))
+            continue
         own = slice(group.start, group.stop)
         try:
-            if blind[k]:
-                raise AttackFailed(BLIND)
             results.append(choose(x[own], labels[own], values[own], run.how))
         except AttackFailed as failure:
             results.append(failure)

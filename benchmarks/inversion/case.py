@@ -47,6 +47,11 @@ class Case:
         return 1.0 if self.public.kind == "gradient" else -1 / (self.public.learning_rate * self.steps)
 
     @property
+    def length(self) -> float:
+        """The dump's norm, in the unit of the mean gradient."""
+        return float(torch.cat([t.reshape(-1) for t in self.dump.tensors]).double().norm()) * abs(self.unit)
+
+    @property
     def loss(self) -> Loss:
         loss = self.public.loss
         assert isinstance(loss, Loss)

@@ -40,7 +40,7 @@ class Fit:
     def of(cls, case: Case) -> "Fit":
         """1e-3 for another order of operations on other hardware, 5e-3 for numbers of 16 bits; and what the rounding of
         a difference of float32 weights adds."""
-        length = float(torch.cat([t.reshape(-1) for t in case.dump.tensors]).double().norm()) * abs(case.unit)
+        length = case.length
         rounding = (5e-3 if case.dump.coarse else 1e-3) * length
         if case.public.kind == "update":
             weights = case.sent[: case.public.layout.trainable].double()

@@ -170,7 +170,7 @@ def attack_case(
 
 def _check_size(case: Case) -> None:
     """Attacks compare gradients by squares of float32 numbers."""
-    length = float(torch.cat([t.reshape(-1) for t in case.dump.tensors]).double().norm()) * abs(case.unit)
+    length = case.length
     right = f"a gradient of usual size, its norm is {length:.3g}: squares of its numbers would leave float32; scale it"
     require(1e-15 < length < 1e15, "update", case.dump.shown, right)
 

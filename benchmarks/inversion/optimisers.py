@@ -10,7 +10,7 @@ from privbench.attacks.leakage.unrolled import visits
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.inversion.case import Case
 from privbench.benchmarks.inversion.explain import Fault
-from privbench.benchmarks.inversion.recipe import FAULTS, Recipe, batches, in_mode
+from privbench.benchmarks.inversion.recipe import FAULTS, Recipe, batches, in_mode, reworked
 
 USUAL = 0.9
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -35,11 +35,7 @@ def with_momentum(case: Case, recipe: Recipe) -> Iterator[Recipe]:
     for steps in dict.fromkeys([recipe.steps, *range(2, 11)]):
         own = [recipe.batch] if steps == recipe.steps else []
         for batch in dict.fromkeys([*own, *batches(replace(recipe, steps=steps))]):
-            right = {"local_steps": steps} if steps != recipe.steps else {}
-            right |= {"batch_size": batch} if batch != recipe.batch else {}
-            found = f"the client made {steps} local steps of {batch} records"
-            more = (Fault(next(iter(right)), found, right),) if right else ()
-            yield replace(changed, steps=steps, batch=batch, faults=(*changed.faults, *more))
+            yield reworked(changed, steps, batch) or changed
 
 
 def adam(case: Case, recipe: Recipe) -> tuple[Fault, ...]:

@@ -81,6 +81,16 @@ def no_gradient(case: Case, recipe: Recipe) -> ConfigError:
     return ConfigError("inputs", list(recipe.x.shape), f"{right}{reason}")
 
 
+def reworked(recipe: Recipe, steps: int, batch: int) -> Recipe | None:
+    """The same in other local steps, with the fault named; ``None`` if they are no others."""
+    right = {"local_steps": steps} if steps != recipe.steps else {}
+    right |= {"batch_size": batch} if batch != recipe.batch else {}
+    if not right:
+        return None
+    found = f"the client made {steps} local step{'s' if steps > 1 else ''} of {batch} records"
+    return replace(recipe, steps=steps, batch=batch, faults=(*recipe.faults, Fault(next(iter(right)), found, right)))
+
+
 def batches(recipe: Recipe) -> list[int]:
     """Records a step such that whole epochs make the steps; all of them come first."""
     records = len(recipe.x)

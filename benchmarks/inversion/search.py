@@ -12,7 +12,7 @@ from privbench.benchmarks.inversion.case import Case, Mode
 from privbench.benchmarks.inversion.explain import Fault, explain
 from privbench.benchmarks.inversion.fit import Fit
 from privbench.benchmarks.inversion.optimisers import adam, with_momentum
-from privbench.benchmarks.inversion.recipe import Recipe, batches, in_mode, recompute
+from privbench.benchmarks.inversion.recipe import Recipe, batches, in_mode, recompute, reworked
 
 
 def search(case: Case, declared: Recipe, fit: Fit) -> tuple[Fault, ...]:
@@ -89,12 +89,9 @@ def _other_steps(case: Case, recipe: Recipe) -> Iterator[Recipe]:
         return
     for steps in dict.fromkeys([recipe.steps, *range(1, 11)]):
         for batch in batches(replace(recipe, steps=steps)):
-            right: dict[str, int] = {"local_steps": steps} if steps != recipe.steps else {}
-            right |= {"batch_size": batch} if batch != recipe.batch else {}
-            if right:
-                found = f"the client made {steps} local step{'s' if steps > 1 else ''} of {batch} records"
-                fault = Fault(next(iter(right)), found, right)
-                yield replace(recipe, steps=steps, batch=batch, faults=(*recipe.faults, fault))
+            other = reworked(recipe, steps, batch)
+            if other is not None:
+                yield other
 
 
 def _labels_fault(given: Tensor, y: Tensor, case: Case) -> Fault:

@@ -159,13 +159,7 @@ def test_no_root_is_named_for_hardware(build_house: Any):
     house = build_house()
     opening = house.open()
     answer = house.close(*(house.message(opening, c) for c in range(3)))
-    stored = {
-        "state": answer["state"],
-        "receipt": answer["receipt"],
-        "report": opening.report,
-        "certificates": list(house.certificates),
-        "roots": [house.firmware.chip.certificates[2]],
-    }
+    stored = house.stored(opening, answer)
     assert resume.check(stored, house.manifest).round == 1
     with pytest.raises(Refused, match="wrong_state"):
         resume.check({**stored, "state": answer["state"] + b"x"}, house.manifest)

@@ -146,13 +146,7 @@ def other_data(house: Any, shown: Proof) -> Proof:
 def test_a_client_keeps_the_data_of_its_first_round_across_restarts(house: Any):
     opening = house.open()
     first = house.close(message(house, opening, 0, other_data), *(message(house, opening, c) for c in (1, 2)))
-    stored = {
-        "state": first["state"],
-        "receipt": first["receipt"],
-        "report": opening.report,
-        "certificates": list(house.certificates),
-        "roots": [house.firmware.chip.certificates[2]],
-    }
+    stored = house.stored(opening, first)
     house.aggregator = house.new()
     house.aggregator.resume(stored)
     opening = house.open(2)
