@@ -19,6 +19,9 @@ from privbench.defenses.tee.platforms.platform import Unavailable
 STARTING = 60.0
 """Seconds after which a guest that doesn't listen has failed."""
 
+ENDING = 5.0
+"""Seconds that one waits for a guest to end."""
+
 
 @dataclass(frozen=True)
 class Guest:
@@ -114,9 +117,20 @@ def hurry(connection: Connection, patience: float) -> None:
 
 
 def end(pid: int) -> None:
-    """End a guest that doesn't answer; one that has ended is left as it is."""
+    """End a guest that doesn't answer, and wait until it has ended; one that has ended is left as it is."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+    wait(pid)
+
+
+def wait(pid: int) -> None:
+    """Wait until a guest that is ending has ended, ``ENDING`` seconds at most.
+
+    A process closes its sockets before it counts as dead: a guest that can't be reached may still pass for alive.
+    """
+    deadline = time.monotonic() + ENDING
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def last_words(socket: str) -> str:
@@ -131,6 +145,6 @@ def last_words(socket: str) -> str:
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie, which its parent hasn't waited for yet, does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False

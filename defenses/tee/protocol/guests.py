@@ -11,7 +11,7 @@ from contextlib import suppress
 from multiprocessing.connection import Client
 from typing import Any
 
-from privbench.defenses.tee.platforms.host import Guest, Host, Launch, alive, end, hurry, last_words
+from privbench.defenses.tee.platforms.host import Guest, Host, Launch, alive, end, hurry, last_words, wait
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.trainer import PROGRAM
 from privbench.defenses.tee.wire import pack, unpack
@@ -89,6 +89,7 @@ def ask(sockets: Mapping[str, int], request: dict[str, Any], patience: float) ->
         end(sockets[socket])
         raise Refused("guest_lost", f"the client's guest has not answered for {patience:g} s") from None
     except (OSError, EOFError):
+        wait(sockets[socket])
         raise Refused("guest_lost", f"the client's guest is gone. {last_words(socket)}".strip()) from None
     if "refused" in answer:
         raise Refused(answer["refused"], answer["reason"])
