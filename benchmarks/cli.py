@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = ("run", "report", "partition", "attest", "invert")
+COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -22,6 +22,10 @@ commands:
   attest receipt|decision   signed receipts of a run's rounds, and of single decisions
   invert --model M --update FILE --shape N,N,N
                             attack a gradient or an update of your own model, from a file
+  epsilon --sampling-rate Q --noise-multiplier S --steps T --delta D
+  noise --epsilon E --sampling-rate Q --steps T --delta D
+                            what noisy steps guarantee, and the noise that a guarantee takes
+  dp verify STATEMENT       recompute the epsilon that a private run states
 
 examples:
   privbench run experiment=quickstart
@@ -51,12 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(BAD_INPUT)
     try:
-        commands = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
-        status = commands[options.command](options.rest)
+        status = _command(options.command)(options.rest)
     except KeyboardInterrupt:
         print("privbench: interrupted; the same command resumes", file=sys.stderr)
         status = INTERRUPTED
     raise SystemExit(status)
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    own = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
+    if name in own:
+        return own[name]
+    from privbench.defenses.accounting import command
+
+    return {"epsilon": command.epsilon, "noise": command.noise, "dp": command.dp}[name]
 
 
 def run(arguments: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Run one prepared experiment: train, measure, record."""
 
 import copy
+import hashlib
 import math
 import traceback
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
+from privbench.benchmarks.federation.server import ServerState
 from privbench.benchmarks.measures import noise
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
-from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision
+from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
+from privbench.defenses.accounting.statement import Subject, document
 from privbench.defenses.aggregation import Diverged
 
 Status = Literal["complete", "failed", "diverged"]
@@ -118,6 +121,8 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             engine.close()
         if session:
             session.close(over)
+    if federation.plan:
+        _state(prepared, state, record)
     record.finish("complete", privacy=_statements(federation, state.ledger), assurance=assurance)
     return Outcome("complete", how)
 
@@ -150,6 +155,15 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
 
 def _statements(federation: Federation, ledger: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     return federation.plan.statements(ledger) if federation.plan else None
+
+
+def _state(prepared: Prepared, state: ServerState, record: Record) -> None:
+    """Write what the run guarantees for a third party (``privbench dp verify``), and the opening of its digests."""
+    model = hashlib.sha256(state.model.numpy().astype("<f4").tobytes()).hexdigest()
+    subject = Subject(prepared.id, revision() or {}, model)
+    written = document(prepared.federation.plan, state.ledger, state.cohorts, subject)
+    for name, content in (("statement", written.statement), ("opening", written.opening)):
+        write_json(record.folder / f"privacy_{name}.json", content)
 
 
 def _measure(

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ RUN_DOCUMENTS = (
     "docs/add-a-defense.md",
     "docs/configuration.md",
     "docs/leakage-experiments.md",
+    "docs/accounting.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -51,7 +53,7 @@ SHRUNK = {
     "privbench partition": ("task.records=200",),
     "privbench run": TINY,
 }
-UNCHANGED = ("--help", "privbench report")
+UNCHANGED = ("--help", "privbench report", "privbench epsilon", "privbench noise", "privbench dp")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -110,7 +112,8 @@ def test_the_commands_of_a_document_run(name, desk):
         words = shrink(line)
         if tuple(words) in done:
             continue
-        ended = subprocess.run([CONSOLE, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
+        expanded = [found for word in words[1:] for found in sorted(glob(word, root_dir=folder)) or [word]]
+        ended = subprocess.run([CONSOLE, *expanded], cwd=folder, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, f"{line}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr[-4000:]}"
         done.add(tuple(words))

@@ -26,6 +26,10 @@ ATTEMPTS = 2
 """At a round whose channel is lost; then the run stops, with the reason."""
 
 
+class HistoryMissing(RuntimeError):
+    """A checkpoint without the privacy history of its rounds."""
+
+
 @dataclass(frozen=True)
 class Round:
     """What happened in one round.
@@ -64,8 +68,17 @@ class Loop:
 
     def rounds(self, state: ServerState) -> Iterator[Round]:
         """As :meth:`Federation.run <privbench.benchmarks.federation.federation.Federation.run>`."""
+        self._check_history(state)
         while state.round < self.federation.settings.rounds:
             yield self._round(state)
+
+    def _check_history(self, state: ServerState) -> None:
+        """Refuse to go on from rounds whose privacy loss isn't known: no epsilon could be stated at the end."""
+        charged = {entry["round"] for entry in state.ledger}
+        missing = [n for n in range(1, state.round + 1) if n not in charged] if self.federation.plan else []
+        if missing:
+            why = f"the privacy history of round {missing[0]} is missing from the checkpoint: no epsilon can be stated"
+            raise HistoryMissing(f"{why}; rerun=all starts anew")
 
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
@@ -88,6 +101,7 @@ class Loop:
         if not bool(torch.isfinite(released.model).all()):
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
         state.model, state.round = released.model, context.round
+        state.cohorts.append(len(here))
         if federation.plan:
             state.ledger += [federation.plan.charge(context.round, context.invited) for _ in range(released.attempts)]
         seen = self._remember(state, views)

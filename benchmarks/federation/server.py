@@ -29,6 +29,7 @@ class ServerState:
         optimizer, rule, release, channel: what these keep between rounds, by name.
         clients: what each client itself keeps between rounds, by client; here because this process simulates them.
         ledger: privacy history, one entry for each attempt at a round.
+        cohorts: how many clients answered, by round.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
     """
 
@@ -40,6 +41,7 @@ class ServerState:
     channel: dict[str, Any] = field(default_factory=dict)
     clients: dict[int, dict[str, Any]] = field(default_factory=dict)
     ledger: list[dict[str, Any]] = field(default_factory=list)
+    cohorts: list[int] = field(default_factory=list)
     views: dict[str, list[RoundView]] = field(default_factory=dict)
 
 

@@ -98,10 +98,15 @@ class Record:
 
     def artifact(self, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
         """Store arrays under ``artifacts/<name>.npz``."""
+        np.savez_compressed(self.folder / f"{name}.npz", allow_pickle=False, **arrays)
+        return self.folder / f"{name}.npz"
+
+    @property
+    def folder(self) -> Path:
+        """Of artifacts; it exists."""
         folder = self.path / "artifacts"
         folder.mkdir(exist_ok=True)
-        np.savez_compressed(folder / f"{name}.npz", allow_pickle=False, **arrays)
-        return folder / f"{name}.npz"
+        return folder
 
     def finish(self, status: str, error: str | None = None, **more: Any) -> None:
         """Close with ``complete``, ``failed`` or ``diverged``."""

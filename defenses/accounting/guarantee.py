@@ -7,7 +7,9 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
-from privbench.defenses.accounting.accountant import noise_multiplier
+from privbench.defenses.accounting.accountant import Terms, round_up
+from privbench.defenses.accounting.calibration import noise_multiplier
+from privbench.defenses.accounting.history import Name, Sampling, Step, Uncovered, summed
 from privbench.defenses.noise import Source
 
 Unit = Literal["record", "client"]
@@ -85,6 +87,8 @@ class Guarantee:
         clip: L2 bound on one unit's contribution, > 0.
         noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic. Sampling is seeded in
             both, so an epsilon that rests on amplification by sampling stays simulated.
+        adjacency: what neighbours differ in: a unit that is there or not, or one in place of another (2 C apart).
+        accountant: that calibrates and states. Cohorts of a fixed size need ``rdp`` with ``adjacency=replace``.
     """
 
     delta: float
@@ -92,6 +96,8 @@ class Guarantee:
     epsilon: float | None = None
     noise_multiplier: float | None = None
     noise_source: Source = "seeded"
+    adjacency: Literal["add_remove", "replace"] = "add_remove"
+    accountant: Name = "pld"
     unit: ClassVar[Unit]
 
     def __post_init__(self) -> None:
@@ -107,17 +113,26 @@ class Guarantee:
         z = self.noise_multiplier
         require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
 
-    def sigma(self, rate: float, steps: int) -> float:
+    def terms(self, sampling: Sampling = "poisson") -> Terms:
+        """What this guarantee's epsilon is of, for units that are drawn in this way."""
+        return Terms(self.accountant, self.adjacency, sampling)
+
+    def sigma(self, rate: float, steps: int, sampling: Sampling = "poisson") -> float:
         """The noise multiplier for so many steps at a sampling rate: the one given, or calibrated to epsilon.
 
         Raises:
-            ConfigError: if no noise reaches epsilon.
+            ConfigError: if no noise reaches epsilon, or the accountant has no proof for this sampling.
         """
+        terms = self.terms(sampling)
+        try:
+            terms.epsilon([((rate, 1.0), 1)], self.delta)
+        except Uncovered as error:
+            raise ConfigError("accountant", self.accountant, f"another one: {error}") from None
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None
         try:
-            return noise_multiplier(self.epsilon, self.delta, rate, steps)
+            return noise_multiplier(self.epsilon, self.delta, rate, steps, terms)
         except ValueError as error:
             raise ConfigError("epsilon", self.epsilon, str(error)) from None
 
@@ -125,22 +140,28 @@ class Guarantee:
         """Raise :class:`ConfigError` unless delta is below one over the number of units."""
         require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
 
-    def statement(self, adversary: str, value: float, amplified: bool, **more: Any) -> dict[str, Any]:
-        """One statement, with epsilon rounded up; ``more`` adds fields and replaces them."""
+    def statement(
+        self, adversary: str, terms: Terms, history: Iterable[tuple[Step, int]], amplified: bool, **more: Any
+    ) -> dict[str, Any]:
+        """What ``history`` guarantees against an adversary, with epsilon rounded up; ``more`` adds fields."""
+        steps = list(history)
+        value, second = terms.epsilon(steps, self.delta), terms.renyi(steps, self.delta)
         return {
             "unit": self.unit,
-            "adjacency": "add_remove",
+            "adjacency": terms.adjacency,
             "adversary": adversary,
-            "epsilon": round_up(value) if math.isfinite(value) else None,
+            "epsilon": _stated(value),
+            "rdp_epsilon": None if second is None else _stated(second),
             "delta": self.delta,
             "clip": self.clip,
             "noise_source": self.noise_source,
             # Sampling is drawn from the run's seed, and whoever knows the sample has no amplification.
             "simulated": self.noise_source == "seeded" or amplified,
+            "accountant": terms.describe(steps, self.delta),
+            "history": [[rate, sigma, times] for (rate, sigma), times in summed(steps)],
             **more,
         }
 
 
-def round_up(value: float, digits: int = 4) -> float:
-    """The least number of so many decimals that isn't below ``value``."""
-    return math.ceil(value * 10**digits) / 10**digits
+def _stated(value: float) -> float | None:
+    return round_up(value) if math.isfinite(value) else None

@@ -7,15 +7,16 @@ from typing import Any, ClassVar, Literal
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
-from privbench.defenses.accounting.accountant import accountant_name, epsilon
-from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit, round_up
+from privbench.defenses.accounting.accountant import Terms, round_up
+from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
+from privbench.defenses.accounting.history import Step
 from privbench.defenses.noise import Source
 
 __all__ = ["ClientLevel", "ClientPlan", "Facts", "Plan", "Privacy", "RecordLevel", "RecordPlan"]
 
 Noise = Literal["central", "local", "distributed"]
 MECHANISMS: dict[Noise, str] = {
-    "central": "Poisson-sampled Gaussian on the sum of clipped updates, noise added once by the server",
+    "central": "Gaussian on the sum of clipped updates, noise added once by the server",
     "local": "Gaussian on each client's clipped update, added by the client, enough for its message alone",
     "distributed": "Gaussian on the sum of clipped updates, a share of the noise added by each client",
 }
@@ -52,8 +53,9 @@ class ClientLevel(Guarantee):
             ConfigError: if sampling, participation or drop-outs contradict it, or delta isn't below one over the
                 number of clients.
         """
-        if self.noise == "central":
+        if self.noise == "central" and self.terms().accountant != "rdp":
             hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
+            hint += ", or account for a fixed size with privacy.accountant=rdp and privacy.adjacency=replace"
             require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
         if self.noise == "distributed":
             hint = "1 with noise=distributed: the sum's noise is made of all clients' shares, whoever is drawn"
@@ -63,7 +65,7 @@ class ClientLevel(Guarantee):
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
         rate = facts.participation if self.noise == "central" else 1.0
-        return ClientPlan(self, facts, self.sigma(rate, facts.rounds))
+        return ClientPlan(self, facts, self.sigma(rate, facts.rounds, facts.sampling))
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,9 @@ class ClientPlan:
         """
         if self.shares:
             return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
-        rate = self.facts.participation
+        rate, terms = self.facts.participation, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
-        value = epsilon(history, self.guarantee.delta)
-        accountant = accountant_name(history, self.guarantee.delta)
-        return self.guarantee.statement("model_recipient", value, rate < 1, **self._common(ledger, accountant))
+        return self.guarantee.statement("model_recipient", terms, history, rate < 1, **self._common(ledger))
 
     def _operator(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever runs the server: it sees who takes part, so that sampling amplifies nothing."""
@@ -160,15 +160,17 @@ class ClientPlan:
             why = "it reads every message, which holds its own client's noise alone"
             return self._unsampled("server_operator", ledger, "message_multiplier", why)
         why, sampled = "the server reads every update before it is clipped and noised", self.facts.participation < 1
-        seen = {**self._common(ledger, "none needed"), "why": why}
-        return self.guarantee.statement("server_operator", math.inf, sampled, **seen)
+        bare: list[tuple[Step, int]] = [((1.0, 0.0), max(1, len(ledger)))]
+        more = {**self._common(ledger), "why": why}
+        return self.guarantee.statement("server_operator", self.guarantee.terms(), bare, sampled, **more)
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
         """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
-        delta, history = self.guarantee.delta, [((1.0, e[noise]), 1) for e in ledger]
+        history = [((1.0, e[noise]), 1) for e in ledger]
+        replace = self.guarantee.adjacency == "replace"
+        terms = Terms(self.guarantee.accountant, "replace" if replace else "zero_out")
         more: dict[str, Any] = {
-            **self._common(ledger, accountant_name(history, delta)),
-            "adjacency": "zero_out",
+            **self._common(ledger),
             "sampling": "none",
             "sampling_rate": 1.0,
             "noise_multiplier": min((e[noise] for e in ledger), default=self.noise_multiplier),
@@ -176,23 +178,22 @@ class ClientPlan:
         }
         if self.shares:
             # Local DP compares any two updates: up to 2 C apart.
-            replaced = epsilon([((1.0, z / 2), n) for (_, z), n in history], delta)
+            replaced = Terms(self.guarantee.accountant, "replace").epsilon(history, self.guarantee.delta)
             more["epsilon_replace_one"] = round_up(replaced) if math.isfinite(replaced) else None
             if noise == "message_multiplier":
                 more["not_covered"] = "that a client takes part, and how many records it says it has"
             elif self.shares > 1:
                 others = "and none of them is the adversary's"
                 more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
-        return self.guarantee.statement(adversary, epsilon(history, delta), False, **more)
+        return self.guarantee.statement(adversary, terms, history, False, **more)
 
-    def _common(self, ledger: list[dict[str, Any]], accountant: str) -> dict[str, Any]:
+    def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         return {
             "mechanism": MECHANISMS[self.guarantee.noise],
-            "sampling": "poisson",
+            "sampling": self.facts.sampling,
             "sampling_rate": self.facts.participation,
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
-            "accountant": accountant,
         }
 
     def known(self, source: str, client: int) -> Known:
@@ -255,7 +256,8 @@ class RecordPlan:
         every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
         kinds = {((q, sigma), steps * len(ledger)) for q, sigma, steps in every}
         # The weakest client's; a tie is broken by the history, so that the statement is always the same.
-        value, weakest = max((epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
+        terms = self.guarantee.terms()
+        _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
         taken: dict[int, int] = {}
         for entry in ledger:
             for client in entry["clients"]:
@@ -268,11 +270,11 @@ class RecordPlan:
             "rounds": len(ledger),
             "participations_counted": len(ledger),
             "participations_realised": max(taken.values(), default=0),
-            "accountant": accountant_name([weakest], self.guarantee.delta),
             "not_covered": "the number of records of each client, which weights and sampling rates show",
         }
         sampled = min(self.rates) < 1
-        return [self.guarantee.statement(a, value, sampled, **common) for a in ("server_operator", "model_recipient")]
+        adversaries = ("server_operator", "model_recipient")
+        return [self.guarantee.statement(a, terms, [weakest], sampled, **common) for a in adversaries]
 
     def known(self, source: str, client: int) -> Known:
         stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]

@@ -1,0 +1,223 @@
+"""``privbench dp verify``: a privacy statement, checked and recomputed from itself alone."""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+
+from privbench.defenses.accounting.accountant import Terms, round_up
+from privbench.defenses.accounting.history import History, Name, Uncovered, sampled
+from privbench.defenses.accounting.schema import STATEMENT
+from privbench.defenses.accounting.statement import commitment
+
+LARGEST = 16 * 2**20
+"""Bytes of a statement, from which it is refused unread."""
+
+_SLACK = 1.01e-4
+"""Epsilons are rounded up to 4 digits: another version of the accountant may fall on the other side."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: of the check, with the adversary where it is about one claim.
+        fault: what is wrong; ``None`` if it holds.
+        found: what was recomputed.
+    """
+
+    name: str
+    fault: str | None
+    found: str = ""
+
+
+class Unreadable(ValueError):
+    """No privacy statement."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        Unreadable: it can't be read, is no JSON object, or is too large.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise Unreadable(f"{path}: more than {LARGEST} bytes")
+        found = json.loads(path.read_bytes(), parse_constant=_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise Unreadable(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    if not isinstance(found, dict):
+        raise Unreadable(f"{path}: no JSON object")
+    return found
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def verify(statement: Mapping[str, Any], opening: Mapping[str, Any] | None = None) -> list[Check]:
+    """All checks of a statement; where its form is wrong, that alone.
+
+    Args:
+        opening: of its digests, if its owner gives it away.
+    """
+    errors = sorted(Draft202012Validator(STATEMENT).iter_errors(statement), key=lambda e: list(map(str, e.path)))
+    if errors:
+        at = "/".join(map(str, errors[0].absolute_path)) or "the statement"
+        return [Check("form", f"{at}: {errors[0].message[:200]}")]
+    checks = [Check("form", None, statement["schema"])]
+    for claim in statement["claims"]:
+        checks += _claim(claim, statement)
+    checks.append(_holds("ledger", _ledger(statement), f"{statement['ledger']['charges']} charges"))
+    if opening is not None:
+        checks += _opened(statement, opening)
+    return checks
+
+
+def _holds(name: str, fault: str | None, found: str = "") -> Check:
+    return Check(name, fault, "" if fault else found)
+
+
+def _claim(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> Iterator[Check]:
+    who = claim["adversary"]
+    history: History = tuple(((q, s), n) for q, s, n in claim["history"])
+    yield _epsilon(claim, history)
+    yield _second(claim, history)
+    yield _holds(f"{who}: delta", _delta(claim, statement), f"{claim['delta']:g}")
+    yield _holds(f"{who}: history", _history(claim, history, statement), _shown(history))
+    same = statement["mechanism"]
+    differs = next((n for n in ("clip", "noise_source") if claim[n] != same[n]), None)
+    if differs:
+        yield Check(f"{who}: mechanism", f"{differs} is {claim[differs]!r} here and {same[differs]!r} there")
+    if not claim["simulated"] and (claim["noise_source"] == "seeded" or sampled(history)):
+        yield Check(
+            f"{who}: simulated", "noise or sampling is drawn from a seed, and the claim is not said to be simulated"
+        )
+
+
+def _terms(claim: Mapping[str, Any], name: Name) -> Terms:
+    # What isn't sampled has one accounting, however the rest of the run is drawn.
+    return Terms(name, claim["adjacency"], "fixed" if claim["sampling"] == "fixed" else "poisson")
+
+
+def _epsilon(claim: Mapping[str, Any], history: History) -> Check:
+    """The stated value by the accountant that is named, and by any other that has a proof and gives less."""
+    name, delta = f"{claim['adversary']}: epsilon", claim["delta"]
+    own: Name = "rdp" if "RDP" in claim["accountant"] else "prv" if "PRV" in claim["accountant"] else "pld"
+    try:
+        found = _terms(claim, own).epsilon(history, delta)
+    except Uncovered as error:
+        return Check(name, f"{claim['accountant']} proves nothing here: {error}")
+    return _holds(name, _below(claim["epsilon"], found), f"{_value(found)} by {own}, {_value(claim['epsilon'])} stated")
+
+
+def _below(stated: float | None, found: float) -> str | None:
+    if stated is None or (math.isfinite(found) and stated >= found - _SLACK):
+        return None
+    return f"{stated} is stated, the history gives {_value(found)}"
+
+
+def _second(claim: Mapping[str, Any], history: History) -> Check:
+    """Renyi's value is an upper bound too, and never below what privacy loss distributions find."""
+    name = f"{claim['adversary']}: cross-check"
+    found, stated = _terms(claim, "rdp").renyi(history, claim["delta"]), claim["rdp_epsilon"]
+    if found is None:
+        return _holds(
+            name, None if stated is None else f"rdp_epsilon {stated} is stated, and has no proof", "none: no proof"
+        )
+    if stated is None and math.isfinite(found):
+        return Check(name, f"rdp_epsilon is missing, the history gives {_value(found)}")
+    fault = _below(stated, found)
+    epsilon = claim["epsilon"]
+    if fault is None and stated is not None and epsilon is not None and epsilon > stated + _SLACK:
+        fault = f"epsilon {epsilon} is above rdp_epsilon {stated}: one of them is of another history"
+    return _holds(name, fault, f"{_value(found)} by rdp")
+
+
+def _delta(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> str | None:
+    population = statement["sampling"]["population"]
+    return None if claim["delta"] < 1 / population else f"{claim['delta']:g} is not below 1/{population}"
+
+
+def _history(claim: Mapping[str, Any], history: History, statement: Mapping[str, Any]) -> str | None:
+    """A client's history is the ledger's, and no adversary who runs the server has it amplified."""
+    charges = statement["ledger"]["charges"]
+    steps = sum(n for _, n in history)
+    if claim["unit"] != "client":
+        # Local steps, as many in every round.
+        return None if (steps % charges == 0 if charges else steps == 0) else f"{steps} steps in {charges} charges"
+    if claim["epsilon"] is None and any(sigma == 0 for (_, sigma), _ in history):
+        return None
+    if claim["adversary"] == "server_operator" and sampled(history):
+        return "amplified by sampling against who sees who takes part"
+    fields = ("noise_multiplier", "message_multiplier")
+    entries = statement["ledger"]["entries"]
+    for field in fields:
+        sigmas = [(e["charge"].get(field), e["charges"]) for e in entries]
+        if _counted(sigmas) == _counted([(sigma, n) for (_, sigma), n in history]):
+            rates = {e["charge"].get("sampling_rate", 1.0) for e in entries}
+            return None if not sampled(history) or rates == {q for (q, _), _ in history} else "another sampling rate"
+    return f"{_shown(history)} isn't what the ledger was charged"
+
+
+def _counted(pairs: list[tuple[Any, int]]) -> dict[Any, int]:
+    total: dict[Any, int] = {}
+    for sigma, n in pairs:
+        total[sigma] = total.get(sigma, 0) + n
+    return total
+
+
+def _ledger(statement: Mapping[str, Any]) -> str | None:
+    ledger = statement["ledger"]
+    entries = ledger["entries"]
+    if sum(e["charges"] for e in entries) != ledger["charges"]:
+        return f"{ledger['charges']} charges are stated, the entries hold {sum(e['charges'] for e in entries)}"
+    at = 0
+    for entry in entries:
+        # A round that was tried again may begin a new entry.
+        if entry["first"] not in (at, at + 1) or entry["last"] < entry["first"]:
+            return f"round {at + 1} is missing"
+        if entry["charges"] < entry["last"] - entry["first"] + (entry["first"] != at):
+            return f"rounds {entry['first']} to {entry['last']} were charged {entry['charges']} times"
+        at = entry["last"]
+    return None if at == ledger["rounds"] else f"{ledger['rounds']} rounds are stated, the entries end at {at}"
+
+
+def _opened(statement: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Check]:
+    places: dict[str, tuple[str, str, Callable[[list[Any]], int]]] = {
+        "records": ("sampling", "population_sha256", lambda v: _population(statement, v)),
+        "cohorts": ("ledger", "cohorts_sha256", lambda v: statement["ledger"]["rounds"]),
+    }
+    salt = opening.get("salt")
+    same = opening.get("nonce") == statement["nonce"]
+    yield _holds("opening", None if same and isinstance(salt, str) else "it is of another statement", "nonce")
+    for name, (part, digest, size) in places.items():
+        value = opening.get(name)
+        if not isinstance(value, list) or not all(type(v) is int for v in value):
+            yield Check(f"opening: {name}", "a list of whole numbers is missing")
+            continue
+        fault = None if commitment(str(salt), value) == statement[part][digest] else f"its digest isn't {digest}"
+        expected = size(value)
+        if name == "cohorts" and len(value) != expected:
+            fault = fault or f"{len(value)} cohorts, {expected} rounds"
+        if name == "records" and expected != statement["sampling"]["population"]:
+            fault = fault or f"a population of {expected}, {statement['sampling']['population']} is stated"
+        yield _holds(f"opening: {name}", fault, digest)
+
+
+def _population(statement: Mapping[str, Any], records: list[int]) -> int:
+    return len(records) if statement["claims"][0]["unit"] == "client" else sum(records)
+
+
+def _shown(history: History) -> str:
+    return ", ".join(f"{n} x (q {q:.4g}, sigma {s:.4g})" for (q, s), n in history) or "empty"
+
+
+def _value(epsilon: float | None) -> str:
+    return f"{round_up(epsilon):g}" if epsilon is not None and math.isfinite(epsilon) else "infinite"

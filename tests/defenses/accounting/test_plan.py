@@ -1,0 +1,127 @@
+"""Guarantees bound to a federation: what they refuse, and what they state."""
+
+import math
+
+import pytest
+
+from privbench.benchmarks.build import ConfigError
+from privbench.defenses.accounting import ClientLevel, Facts, RecordLevel
+from privbench.defenses.accounting.accountant import epsilon
+
+
+def facts(**changes) -> Facts:
+    fields = {
+        "clients": 100,
+        "rounds": 20,
+        "participation": 0.1,
+        "sampling": "poisson",
+        "records": (40,) * 100,
+        "batch": (10,) * 100,
+        "steps": (4,) * 100,
+    }
+    return Facts(**{**fields, **changes})
+
+
+@pytest.mark.parametrize("kind", [ClientLevel, RecordLevel])
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({}, "epsilon"),
+        ({"epsilon": 1.0, "noise_multiplier": 1.0}, "epsilon"),
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"epsilon": math.inf}, "epsilon"),
+        ({"noise_multiplier": -1.0}, "noise_multiplier"),
+        ({"noise_multiplier": math.nan}, "noise_multiplier"),
+        ({"epsilon": 1.0, "clip": 0.0}, "clip"),
+        ({"epsilon": 1.0, "clip": math.inf}, "clip"),
+        ({"epsilon": 1.0, "delta": 0.0}, "delta"),
+        ({"epsilon": 1.0, "delta": 1.0}, "delta"),
+    ],
+)
+def test_bad_guarantees_are_refused(kind, values, field):
+    with pytest.raises(ConfigError) as caught:
+        kind(**{"delta": 1e-5, "clip": 1.0, **values})
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "units"),
+    [(ClientLevel, 100), (RecordLevel, 4000)],
+)
+def test_delta_is_below_one_over_the_units(guarantee, units):
+    for delta in (1 / units, 2 / units):
+        with pytest.raises(ConfigError, match="delta"):
+            guarantee(delta=delta, clip=1.0, noise_multiplier=1.0).bind(facts())
+    guarantee(delta=0.99 / units, clip=1.0, noise_multiplier=1.0).bind(facts())
+
+
+def test_amplification_needs_poisson_sampling():
+    guarantee = ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0)
+    with pytest.raises(ConfigError, match="poisson"):
+        guarantee.bind(facts(sampling="fixed"))
+    assert guarantee.bind(facts(sampling="fixed", participation=1.0)).noise_multiplier > 1
+    amplified = guarantee.bind(facts()).noise_multiplier
+    assert amplified < guarantee.bind(facts(participation=1.0)).noise_multiplier
+
+
+def test_cohorts_of_a_fixed_size_have_an_accountant_of_their_own():
+    """Not the one of Poisson sampling: more noise for the same epsilon, and another adjacency."""
+    fixed = ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0, adjacency="replace", accountant="rdp")
+    plan = fixed.bind(facts(sampling="fixed"))
+    assert plan.noise_multiplier > ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0).bind(facts()).noise_multiplier
+    stated = plan.statements([plan.charge(r, range(10)) for r in range(1, 21)])[0]
+    assert (stated["adjacency"], stated["sampling"]) == ("replace", "fixed")
+    assert 7.9 < stated["epsilon"] <= 8.0
+    for guarantee in (
+        ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0, accountant="rdp"),
+        ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0, accountant="rdp"),
+    ):
+        with pytest.raises(ConfigError, match=r"accountant.*adjacency replace alone"):
+            guarantee.bind(facts(sampling="fixed"))
+
+
+@pytest.mark.parametrize("kind", [ClientLevel, RecordLevel])
+def test_replacement_needs_more_noise_and_says_so(kind):
+    plans = [kind(delta=1e-5, clip=1.0, epsilon=4.0, adjacency=a).bind(facts()) for a in ("add_remove", "replace")]
+    assert plans[1].noise_multiplier > 1.1 * plans[0].noise_multiplier
+    stated = plans[1].statements([plans[1].charge(r, [0]) for r in range(1, 21)])
+    assert {s["adjacency"] for s in stated} == {"replace"}
+    assert {s["rdp_epsilon"] for s in stated if s["epsilon"] is not None} == {None}, "it has no proof"
+
+
+def test_client_level_statements():
+    plan = ClientLevel(delta=1e-3, clip=0.5, epsilon=8.0).bind(facts())
+    ledger = [plan.charge(r, range(7)) for r in range(1, 21)]
+    outside, operator = plan.statements(ledger)
+    assert (outside["adversary"], operator["adversary"]) == ("model_recipient", "server_operator")
+    assert 7.9 < outside["epsilon"] <= 8.0
+    assert operator["epsilon"] is None, "a plaintext channel's server reads every update"
+    assert outside["unit"] == operator["unit"] == "client"
+    assert outside["simulated"]
+    assert plan.statements(ledger[:10])[0]["epsilon"] < outside["epsilon"]
+    assert plan.statements([])[0]["epsilon"] == 0
+    exact = epsilon([((0.1, plan.noise_multiplier), 20)], 1e-3)
+    assert exact <= outside["epsilon"] <= exact + 1e-4, "rounded up"
+
+
+def test_record_level_statements():
+    guarantee = RecordLevel(delta=1e-5, clip=1.0, epsilon=8.0, noise_source="system")
+    plan = guarantee.bind(facts(records=(40, 400) * 50, batch=(10, 10) * 50, steps=(4, 40) * 50))
+    small, large = plan.sigmas[0], plan.sigmas[1]
+    assert small > large
+    assert plan.noise_multiplier == large
+    ledger = [plan.charge(r, [0, r]) for r in range(1, 21)]
+    for statement in plan.statements(ledger):
+        assert 7.9 < statement["epsilon"] <= 8.0
+        # System noise, but batches are drawn from the run's seed, and epsilon rests on them.
+        assert (statement["unit"], statement["simulated"]) == ("record", True)
+        assert (statement["participations_counted"], statement["participations_realised"]) == (20, 20)
+    assert {s["adversary"] for s in plan.statements(ledger)} == {"server_operator", "model_recipient"}
+
+
+def test_without_noise_there_is_no_epsilon():
+    for plan in (
+        ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=0.0).bind(facts()),
+        RecordLevel(delta=1e-5, clip=1.0, noise_multiplier=0.0).bind(facts()),
+    ):
+        assert all(s["epsilon"] is None for s in plan.statements([plan.charge(1, [0])]))
