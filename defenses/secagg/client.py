@@ -7,7 +7,7 @@ nobody gives both.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -42,7 +42,8 @@ class Secrets:
         round: which.
         sealing, masking: private keys, in the shares' field.
         joined: everybody's public keys; empty before they are known.
-        own: the secret of its own mask, likewise.
+        common: what it has in common with each of the others, for messages between them.
+        own: the secret of its own mask.
         received: sealed shares by sender, for the unmasking.
         shares: of its own two secrets, what it holds itself: of the mask and of the key.
     """
@@ -50,7 +51,8 @@ class Secrets:
     round: int
     sealing: int
     masking: int
-    joined: Mapping[int, PublicKeys]
+    joined: Mapping[int, PublicKeys] = field(default_factory=dict)
+    common: Mapping[int, bytes] = field(default_factory=dict)
     own: int = 0
     received: Mapping[int, bytes] | None = None
     shares: tuple[int, int] = (0, 0)
@@ -85,7 +87,7 @@ class Unmasking:
 def advertise(parameters: Parameters, client: int, round: int) -> tuple[PublicKeys, Secrets]:
     """Phase 1: two fresh key pairs."""
     draw = entropy(parameters.keys, stream(parameters.seed, "secagg_keys", round, client))
-    made = Secrets(round, shares.element(draw), shares.element(draw), {})
+    made = Secrets(round, shares.element(draw), shares.element(draw))
     return PublicKeys(keys.public(made.sealing), keys.public(made.masking)), made
 
 
@@ -110,13 +112,13 @@ def share(
     own = shares.element(draw)
     of_mask = shares.split(own, least, joined, draw)
     of_key = shares.split(mine.masking, least, joined, draw)
+    common = keys.agreed(mine.sealing, {other: key.sealing for other, key in joined.items() if other != client})
     sealed = {
-        other: keys.seal(_between(mine, client, other, given), _pair(of_mask[other], of_key[other]))
-        for other, given in joined.items()
-        if other != client
+        other: keys.seal(_between(secret, client, other), _pair(of_mask[other], of_key[other]))
+        for other, secret in common.items()
     }
     both = of_mask[client], of_key[client]
-    return sealed, Secrets(mine.round, mine.sealing, mine.masking, joined, own, None, both)
+    return sealed, replace(mine, joined=joined, common=common, own=own, shares=both)
 
 
 def mask(
@@ -138,10 +140,10 @@ def mask(
         )
     integers, extras = _integers(parameters, client, update, mine.round)
     masks.apply(integers, own_mask(mine.own), 1)
-    for other in received:
-        masks.apply(integers, common_mask(mine.masking, mine.joined[other].masking), masks.sign(client, other))
-    kept = Secrets(mine.round, mine.sealing, mine.masking, mine.joined, 0, received, mine.shares)
-    return Masked(integers, extras), kept
+    for other, key in common_masks(mine.masking, {other: mine.joined[other].masking for other in received}).items():
+        masks.apply(integers, key, masks.sign(client, other))
+    # What its masks come from has served; a message that was sent can't be unmasked with what it keeps.
+    return Masked(integers, extras), replace(mine, masking=0, own=0, received=received)
 
 
 def unmask(parameters: Parameters, client: int, asked: Unmasking, mine: Secrets) -> dict[int, int]:
@@ -160,7 +162,7 @@ def unmask(parameters: Parameters, client: int, asked: Unmasking, mine: Secrets)
         )
     given = {}
     for other in sorted(sent | dropped):
-        of_mask, of_key = mine.shares if other == client else _opened(mine, client, other, received[other])
+        of_mask, of_key = mine.shares if other == client else _opened(mine, client, other)
         given[other] = of_mask if other in sent else of_key
     return given
 
@@ -170,9 +172,9 @@ def own_mask(secret: int) -> bytes:
     return keys.derived(secret.to_bytes(shares.SIZE, "little"), "own mask")
 
 
-def common_mask(private: int, other: bytes) -> bytes:
-    """The key of the mask that a private key's owner has in common with another client."""
-    return keys.agreed(private, other, "common mask")
+def common_masks(private: int, others: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The keys of the masks that a private key's owner has in common with others, whose public keys they are."""
+    return {client: keys.derived(secret, "common mask") for client, secret in keys.agreed(private, others).items()}
 
 
 def _integers(
@@ -191,13 +193,15 @@ def _integers(
     return integers, tuple((n, tuple(update.extras[n].shape)) for n in names)
 
 
-def _between(mine: Secrets, sender: int, receiver: int, other: PublicKeys) -> bytes:
-    return keys.agreed(mine.sealing, other.sealing, f"shares of {sender} for {receiver}")
+def _between(common: bytes, sender: int, receiver: int) -> bytes:
+    return keys.derived(common, f"shares of {sender} for {receiver}")
 
 
-def _opened(mine: Secrets, client: int, other: int, sealed: bytes) -> tuple[int, int]:
-    opened = keys.unseal(_between(mine, other, client, mine.joined[other]), sealed)
-    return tuple(int.from_bytes(part, "little") for part in (opened[: shares.SIZE], opened[shares.SIZE :]))  # type: ignore[return-value]
+def _opened(mine: Secrets, client: int, other: int) -> tuple[int, int]:
+    assert mine.received is not None
+    opened = keys.unseal(_between(mine.common[other], other, client), mine.received[other])
+    of_mask, of_key = opened[: shares.SIZE], opened[shares.SIZE :]
+    return int.from_bytes(of_mask, "little"), int.from_bytes(of_key, "little")
 
 
 def _pair(of_mask: int, of_key: int) -> bytes:

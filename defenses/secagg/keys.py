@@ -1,5 +1,7 @@
 """Key agreement between two clients (X25519), and messages from one to the other that the server carries."""
 
+from collections.abc import Mapping
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -18,17 +20,17 @@ def public(private: int) -> bytes:
     return _private(private).public_key().public_bytes_raw()
 
 
-def agreed(private: int, other: bytes, purpose: str) -> bytes:
-    """16 bytes that two clients have in common for one purpose.
+def agreed(private: int, others: Mapping[int, bytes]) -> dict[int, bytes]:
+    """32 bytes that a private key's owner has in common with each of ``others``, whose public keys they are.
 
     Raises:
         RoundRefused: for a public key of low order, with which everybody would know them.
     """
+    own = _private(private)
     try:
-        secret = _private(private).exchange(X25519PublicKey.from_public_bytes(other))
+        return {client: own.exchange(X25519PublicKey.from_public_bytes(key)) for client, key in others.items()}
     except ValueError:
         raise RoundRefused("public_key: one that nothing can be agreed on with") from None
-    return derived(secret, purpose)
 
 
 def derived(secret: bytes, purpose: str) -> bytes:

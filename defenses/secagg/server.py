@@ -12,7 +12,7 @@ from torch import Tensor
 
 from privbench.defenses.channel.channel import RoundRefused
 from privbench.defenses.secagg import keys, masks, shares
-from privbench.defenses.secagg.client import Masked, PublicKeys, Unmasking, common_mask, own_mask
+from privbench.defenses.secagg.client import Masked, PublicKeys, Unmasking, common_masks, own_mask
 from privbench.defenses.secagg.encoding import Integers
 from privbench.defenses.secagg.parameters import TAIL, Parameters
 
@@ -121,9 +121,10 @@ class Collection:
             private = shares.combine({holder: answers[holder][client] for holder in holders})
             if keys.public(private) != self.joined[client].masking:
                 raise RoundRefused(f"wrong_shares: those of client {client} don't give its key in round {self.round}")
-            for other in asked.survivors:
+            left = {other: self.joined[other].masking for other in asked.survivors}
+            for other, key in common_masks(private, left).items():
                 # The survivor's mask for it is still in the sum.
-                masks.apply(self.total, common_mask(private, self.joined[other].masking), -masks.sign(other, client))
+                masks.apply(self.total, key, -masks.sign(other, client))
         return self._decoded(self.total, size, asked.survivors)
 
     def _decoded(self, total: Integers, size: int, clients: tuple[int, ...]) -> Opened:
