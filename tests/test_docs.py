@@ -21,6 +21,7 @@ RUN_DOCUMENTS = (
     "docs/configuration.md",
     "docs/leakage-experiments.md",
     "docs/accounting.md",
+    "docs/secure-aggregation.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")

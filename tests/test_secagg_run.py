@@ -77,7 +77,7 @@ def test_leakage_is_of_the_sum_and_the_record_says_so(tmp_path: Path):
         "leakage.victims=1",
         "federation.rounds=1",
     ]
-    tiny = ["task/partition=quantity", "task.partition.sizes=[1,2]"]
+    tiny = ["leakage.max_batch=null", "task/partition=quantity", "task.partition.sizes=[1,2]"]
     outcome, path = do(tmp_path, "defense=secagg", "federation=fedsgd", *attack, *tiny)
     assert (outcome.status, outcome.note) == ("complete", None)
     scores = [r for r in numbers(path) if r["metric"] == "psnr_db"]
