@@ -84,11 +84,11 @@ def join(side: ClientSide, target: Target) -> View:
 
 
 def _anew(side: ClientSide, seen: RoundView, client: int) -> Update:
-    # The last phase's update, from the model that this client received; its random streams have names.
+    # Its update, from the model that this client received; its random streams have names.
     model = seen.received.get(client, seen.sent)
     if model is None:
         raise ValueError(f"no model of round {seen.round} in the view that client {client} joins")
-    return compute(side, Job(client, seen.round, side.channel.phases[-1], model))
+    return compute(side, Job(client, seen.round, side.channel.trains, model))
 
 
 def colluders(number: int, victim: int, clients: int) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
 """A defense: a choice at each of the four stations, and one privacy plan if it claims a guarantee."""
 
+import math
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.update import Layout
-from privbench.defenses.accounting.plan import ClientLevel, Facts, Plan, Privacy, RecordLevel
-from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean, Rule
-from privbench.defenses.channel import Channel, Plaintext
+from privbench.defenses.accounting.discrete import Grid
+from privbench.defenses.accounting.plan import ClientLevel, ClientPlan, Facts, Plan, Privacy, RecordLevel
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean, Rule, SumRule
+from privbench.defenses.channel import Channel, Plaintext, SecAgg
 from privbench.defenses.local import Local
 from privbench.defenses.release import Release, Unchanged
 
@@ -37,6 +39,13 @@ class Defense:
         name = type(self.aggregation).__name__
         noise = self.privacy.noise if isinstance(self.privacy, ClientLevel) else None
         require(
+            not self.channel.sums_only or isinstance(self.aggregation, SumRule),
+            "aggregation",
+            name,
+            "this channel shows the sum alone: use a rule that is one (Mean, FixedDenominatorMean), and have clients"
+            " clip themselves (local=ClientNoise)",
+        )
+        require(
             self.release.private == (noise == "central"),
             "privacy" if self.release.private else "release",
             None if self.release.private else type(self.release).__name__,
@@ -50,6 +59,8 @@ class Defense:
             "noise by clients goes together with its guarantee: local=ClientNoise with privacy=ClientLevel and its"
             " noise=local or distributed",
         )
+        if self.local.noised or self.local.discrete:
+            self._check_grid()
         require(
             self.local.private == record_level,
             "privacy" if self.local.private else "local",
@@ -68,12 +79,6 @@ class Defense:
             name,
             "a client-level guarantee needs a rule with a proven sensitivity: use ClippedMean",
         )
-        require(
-            not self.channel.sums_only or self.aggregation.linear,
-            "aggregation",
-            name,
-            "this channel shows the sum alone: use a rule that is a sum",
-        )
         if isinstance(self.aggregation, ClippedMean):
             require(
                 (self.aggregation.clip is None) == client_level,
@@ -81,6 +86,20 @@ class Defense:
                 self.aggregation.clip,
                 "leave it null under a privacy plan, which carries the clip" if client_level else "a positive number",
             )
+
+    def _check_grid(self) -> None:
+        """Noise in a sum of integers has to be of integers.
+
+        Raises:
+            ConfigError: for rounded Gaussians, whose sum has no proof, or discrete ones without a grid that holds them.
+        """
+        grid, name = self.channel.grid, "discrete" if self.local.discrete else "gaussian"
+        hint = "gaussian: this channel has no grid for it" if grid is None else "discrete: this channel sums integers"
+        require(self.local.discrete == (grid is not None), "local.noise", name, hint)
+        if isinstance(self.channel, SecAgg):
+            exact = self.channel.bits <= 24 and math.frexp(self.channel.range)[0] == 0.5
+            hint = "a power of two, and at most 24 bits: a client's update of float32 holds its noise exactly then"
+            require(exact, "channel.range", self.channel.range, hint)
 
     def check(self, model: nn.Module, layout: Layout) -> None:
         """Refuse a model that these stations can't train, or whose guarantee would leak beside the noise.
@@ -94,8 +113,11 @@ class Defense:
             why = f"a guarantee covers parameters, but {layout.buffers[0]} is a buffer made of data: use GroupNorm"
             raise ConfigError("model", type(model).__name__, why)
 
-    def bind(self, facts: Facts) -> Plan | None:
+    def bind(self, facts: Facts, size: int) -> Plan | None:
         """The privacy plan for a federation, ``None`` without a guarantee.
+
+        Args:
+            size: length of an update.
 
         Raises:
             ConfigError: if the federation contradicts the guarantee.
@@ -103,8 +125,11 @@ class Defense:
         if self.privacy is None:
             return None
         try:
-            return self.privacy.bind(facts)
+            plan = self.privacy.bind(facts)
         except ConfigError as error:
             # These are the federation's fields, everything else is the plan's own.
             theirs = error.field in ("sampling", "participation", "dropout")
             raise error.under("federation" if theirs else "defense.privacy") from None
+        if isinstance(plan, ClientPlan) and self.channel.grid is not None:
+            return plan.on(Grid(self.channel.grid, size))
+        return plan

@@ -78,6 +78,9 @@ def observe(view: View, round: int, client: int) -> Observation | None:
         steps = public.local_steps(each)
         exact = steps == 1 and others == (client,)
         known = public.known("aggregate", client)
+        if seen.updates and others and public.mixture is not None:
+            # What colluders sent was taken off the mean, and their noise with it.
+            known = replace(known, noise_std=noise_left(public, seen, client))
         gradient = per_step(mixed.vector[: public.layout.trainable], mixed.kind, public, steps)
         behind = mixed.records if public.visited(each) == each else count * public.visited(each)
         return Observation(gradient, model, behind, "aggregate", exact, steps, known=known)

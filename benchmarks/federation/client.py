@@ -134,10 +134,10 @@ class Turn:
 
 
 def take_turn(side: ClientSide, job: Job) -> Message:
-    """Hand one client's turn to the channel's client side, which has it trained in the last phase."""
+    """Hand one client's turn to the channel's client side, which has it trained in one of its phases."""
     start = time.perf_counter()
     # Whatever a phase keeps passes through the coordinator, which must not hold an update that the channel hides.
-    turn = Turn(side, job) if job.phase == side.channel.phases[-1] else None
+    turn = Turn(side, job) if job.phase == side.channel.trains else None
     received = side.received if job.model is None else job.model
     message = side.channel.client(job.phase, turn, job.client, received, job.inbox, job.state)
     message.seconds = time.perf_counter() - start

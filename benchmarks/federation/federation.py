@@ -85,7 +85,8 @@ class Federation:
         )
         self.defense.check(self.model, self.layout)
         self.facts = self._facts()
-        self.plan = self.defense.bind(self.facts)
+        self.plan = self.defense.bind(self.facts, self.layout.size)
+        self.defense.channel.check(self.facts, self.weighting, self.plan)
         attackers = self.poisoner.clients if self.poisoner else 0
         require(
             attackers <= self.clients,
@@ -121,7 +122,7 @@ class Federation:
             batch=tuple(work.batch(n) for n in records),
             steps=tuple(work.local_steps(n) for n in records),
             operator_reads_updates=self.defense.channel.plaintext,
-            dropout=self.settings.dropout,
+            dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
         )
 
     @property

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -89,7 +89,7 @@ class Loop:
         outcome = channel.stored(state, context)
         for attempt in range(ATTEMPTS) if outcome is None else ():
             try:
-                messages = timer.waiting(self._messages(here, context, state))
+                messages = self._messages(here, context, state, timer)
                 outcome = channel.server(messages, federation.pipeline, state, context)
                 break
             except ChannelLost:
@@ -101,13 +101,14 @@ class Loop:
         if not bool(torch.isfinite(released.model).all()):
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
         state.model, state.round = released.model, context.round
-        state.cohorts.append(len(here))
+        answered = here if released.cohort is None else released.cohort
+        state.cohorts.append(len(answered))
         if federation.plan:
             state.ledger += [federation.plan.charge(context.round, context.invited) for _ in range(released.attempts)]
         seen = self._remember(state, views)
         total = time.perf_counter() - begin
         seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
-        return Round(context.round, state, context.invited, here, seen, released, seconds)
+        return Round(context.round, state, context.invited, answered, seen, released, seconds)
 
     def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
         """The next round's, and who of its cohort answers."""
@@ -129,23 +130,25 @@ class Loop:
         )
         return context, here
 
-    def _messages(self, here: tuple[int, ...], context: RoundContext, state: ServerState) -> Iterator[Message]:
+    def _messages(
+        self, here: tuple[int, ...], context: RoundContext, state: ServerState, timer: "_Timer"
+    ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
         channel, number = self.side.channel, context.round
         jobs = [
-            Job(c, number, channel.phases[0], context.crafted.get(c), state=state.clients.get(c, {}))
+            Job(c, number, channel.phases[0], context.crafted.get(c), number, state.clients.get(c, {}))
             for c in sorted(here, key=lambda c: (c in self.federation.attackers, c))
         ]
-        for phase in channel.phases[:-1]:
-            messages = list(self._phase(jobs))
-            inbox = channel.relay(phase, messages, state)
-            following = channel.phases[channel.phases.index(phase) + 1]
+        for phase, following in pairwise(channel.phases):
+            kept: dict[int, dict[str, Any]] = {}
+            # A channel that sums updates in one phase and goes on in another takes them one by one.
+            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs), kept)), state)
             jobs = [
-                Job(m.client, number, following, context.crafted.get(m.client), inbox[m.client], m.state)
-                for m in messages
-                if m.client in inbox
+                Job(c, number, following, context.crafted.get(c), inbox[c], mine)
+                for c, mine in kept.items()
+                if c in inbox
             ]
-        return _remembering(self._phase(jobs), state)
+        return timer.waiting(_remembering(self._phase(jobs), state))
 
     def _phase(self, jobs: list[Job]) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
@@ -175,6 +178,13 @@ class Loop:
             for name, view in views.items():
                 state.views.setdefault(name, []).append(view)
         return seen
+
+
+def _keeping(messages: Iterator[Message], kept: dict[int, dict[str, Any]]) -> Iterator[Message]:
+    """The messages, and what each client keeps for the next phase."""
+    for message in messages:
+        kept[message.client] = message.state
+        yield message
 
 
 def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Message]:

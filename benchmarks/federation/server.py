@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from privbench.benchmarks.federation.view import RoundView
 if TYPE_CHECKING:
     from privbench.defenses.accounting.plan import Plan
     from privbench.defenses.aggregation.rule import Rule
+    from privbench.defenses.aggregation.sums import Sum
     from privbench.defenses.release.release import Release
 
 
@@ -186,6 +187,7 @@ class Released:
         costs: what the channel itself took in the round, by metric name (seconds, bytes).
         refused: messages that the channel refused, by the refusal's name; ``None`` for a channel that refuses none.
         attempts: at the round, each charged: one that was lost may have released.
+        cohort: who is in the sum; ``None``: all who answered.
     """
 
     model: Tensor
@@ -194,6 +196,7 @@ class Released:
     costs: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] | None = None
     attempts: int = 1
+    cohort: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,26 @@ class Pipeline:
 
     def run(self, updates: Iterable[Update], state: ServerState, context: RoundContext) -> Released:
         """Consume the cohort's updates in client order and step the model; ``state``'s parts change in place."""
-        aggregate = self.rule.combine(updates, state.rule, context)
+        return self._released(self.rule.combine(updates, state.rule, context), state, context)
+
+    def run_sum(
+        self,
+        total: "Sum",
+        state: ServerState,
+        context: RoundContext,
+        cohort: tuple[int, ...],
+        costs: Mapping[str, float],
+    ) -> Released:
+        """The same from the cohort's sum alone; the rule is a :class:`~privbench.defenses.aggregation.SumRule`.
+
+        Args:
+            cohort, costs: as in :class:`Released`.
+        """
+        rule: Any = self.rule
+        released = self._released(rule.of_sum(total), state, context)
+        return replace(released, cohort=cohort, costs=costs)
+
+    def _released(self, aggregate: Update, state: ServerState, context: RoundContext) -> Released:
         noise = stream(context.seed, "release", context.round)
         aggregate = self.release.release(aggregate, state.release, context, noise)
         model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.accountant import Terms, round_up
+from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
 from privbench.defenses.accounting.history import Step
 from privbench.defenses.noise import Source
@@ -35,15 +36,21 @@ class ClientLevel(Guarantee):
     Args:
         noise: who adds the noise.
         honest: share of the cohort that is counted on to add its noise, in (0, 1]; 1 with central noise.
+        present: share of the cohort without which nothing is released, in (0, 1]: distributed noise is made for so
+            many, so that clients may drop out. Only behind a channel that holds smaller sums back.
     """
 
     noise: Noise = "central"
     honest: float = 1.0
+    present: float = 1.0
     unit: ClassVar[Unit] = "client"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.honest <= 1, "honest", self.honest, "a fraction in (0, 1]")
+        require(0 < self.present <= 1, "present", self.present, "a fraction in (0, 1]")
+        hint = "1: only noise=distributed is made for the clients that are sure to be there"
+        require(self.noise == "distributed" or self.present == 1, "present", self.present, hint)
         require(self.noise != "central" or self.honest == 1, "honest", self.honest, "1: with noise=central none counts")
 
     def bind(self, facts: Facts) -> "ClientPlan":
@@ -60,8 +67,10 @@ class ClientLevel(Guarantee):
         if self.noise == "distributed":
             hint = "1 with noise=distributed: the sum's noise is made of all clients' shares, whoever is drawn"
             require(facts.participation == 1, "participation", facts.participation, hint)
-            hint = "0 with noise=distributed: who drops out takes its share of the noise with it"
-            require(facts.dropout == 0, "dropout", facts.dropout, hint)
+            hint = "0 with noise=distributed: who drops out takes its share of the noise along; or privacy.present < 1"
+            require(facts.dropout == 0 or self.present < 1, "dropout", facts.dropout, hint)
+            hint = "1: a plaintext channel holds no sum back"
+            require(self.present == 1 or not facts.operator_reads_updates, "present", self.present, hint)
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
         rate = facts.participation if self.noise == "central" else 1.0
@@ -75,7 +84,26 @@ class ClientPlan:
     guarantee: ClientLevel
     facts: Facts
     noise_multiplier: float
+    grid: Grid | None = None
     unit: Unit = field(default="client", init=False)
+
+    def on(self, grid: Grid) -> "ClientPlan":
+        """The same with discrete noise.
+
+        Raises:
+            ConfigError: without an accountant that has a proof for it, or on a grid that is too coarse.
+        """
+        name = self.guarantee.accountant
+        hint = "rdp: it alone has a proof for a sum of discrete Gaussians"
+        require(name == "rdp", "defense.privacy.accountant", name, hint)
+        grid.bound(self.clip)
+        made = replace(self, grid=grid)
+        made.proven(made.sum_multiplier)
+        return made
+
+    def proven(self, multiplier: float) -> float:
+        """The multiplier that is accounted for where a sum has this one."""
+        return multiplier if self.grid is None else self.grid.multiplier(multiplier, self.clip, self.shares)
 
     @property
     def clip(self) -> float:
@@ -92,13 +120,16 @@ class ClientPlan:
 
     @property
     def needed(self) -> int:
-        """How many clients every sum must hold for its noise to be as counted: all that are drawn, or any number (0).
+        """How many clients every sum must hold for its noise to be as counted: all that are drawn, those that are sure
+        to be present, or any number (0).
 
         Who is missing might be honest, and who isn't honest present: one client less is one share less.
         """
-        facts, central = self.facts, self.guarantee.noise == "central"
+        facts, noise = self.facts, self.guarantee.noise
         varies = facts.dropout > 0 or (facts.sampling == "poisson" and facts.participation < 1)
-        return 0 if central or varies else max(1, round(self.expected))
+        if noise == "central" or (varies and noise == "local"):
+            return 0
+        return max(1, math.ceil(self.guarantee.present * round(self.expected) - 1e-9))
 
     @property
     def shares(self) -> int:
@@ -133,7 +164,8 @@ class ClientPlan:
         if self.guarantee.noise == "central":
             multiplier = {"sampling_rate": self.facts.participation, "noise_multiplier": self.noise_multiplier}
         else:
-            multiplier = {"noise_multiplier": self.sum_multiplier, "message_multiplier": self.message_multiplier}
+            counted = self.proven(self.sum_multiplier)
+            multiplier = {"noise_multiplier": counted, "message_multiplier": self.message_multiplier}
         return {"round": round, **multiplier}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -189,7 +221,7 @@ class ClientPlan:
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "mechanism": MECHANISMS[self.guarantee.noise],
+            "mechanism": MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else ""),
             "sampling": self.facts.sampling,
             "sampling_rate": self.facts.participation,
             "noise_multiplier": self.noise_multiplier,

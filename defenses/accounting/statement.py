@@ -69,7 +69,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "model": subject.model,
         "claims": plan.statements(list(ledger)),
         "mechanism": {
-            "noise": "Gaussian, 32-bit floating point, independent of all else",
+            "noise": f"{_noise(plan)}, independent of all else",
             "added": _WHERE[by],
             "noise_source": guarantee.noise_source,
             "clip": guarantee.clip,
@@ -94,6 +94,11 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "software": {"revision": dict(subject.code), **_versions()},
     }
     return Documents(stated, opening)
+
+
+def _noise(plan: Any) -> str:
+    grid = None if plan.unit == "record" else plan.grid
+    return "Gaussian, 32-bit floating point" if grid is None else f"Gaussian, {grid}"
 
 
 def commitment(salt: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 from privbench.defenses.aggregation.mean import ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.aggregation.median import CoordinateMedian
-from privbench.defenses.aggregation.rule import Diverged, Rule
+from privbench.defenses.aggregation.rule import Diverged, Rule, SumRule
+from privbench.defenses.aggregation.sums import Sum
 
-__all__ = ["ClippedMean", "CoordinateMedian", "Diverged", "FixedDenominatorMean", "Mean", "Rule"]
+__all__ = ["ClippedMean", "CoordinateMedian", "Diverged", "FixedDenominatorMean", "Mean", "Rule", "Sum", "SumRule"]

@@ -11,47 +11,24 @@ from torch import Tensor
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
-from privbench.defenses.aggregation.rule import Diverged, check_finite, empty
-
-
-class _Sum:
-    """A weighted sum in float64, so that the result doesn't depend on how a cohort was split among workers."""
-
-    def __init__(self, context: RoundContext):
-        self.context, self.total, self.weight, self.records = context, None, 0.0, 0
-        self.extras: dict[str, Tensor] = {}
-
-    def add(self, update: Update, scale: float = 1.0) -> None:
-        weight = float(update.records) if self.context.weighting == "records" else 1.0
-        if self.total is None:
-            self.total = torch.zeros(update.vector.shape, dtype=torch.float64)
-        self.total.add_(update.vector, alpha=weight * scale)
-        self.weight += weight
-        self.records += update.records
-        for name, value in update.extras.items():
-            self.extras[name] = self.extras.get(name, torch.zeros_like(value, dtype=torch.float64)) + weight * value
-
-    def mean(self, normaliser: float | None = None) -> Update:
-        if self.total is None:
-            return empty(self.context)
-        by = normaliser or self.weight
-        vector = (self.total / by).to(torch.float32)
-        extras = {name: (value / by).to(torch.float32) for name, value in self.extras.items()}
-        return Update(vector, self.context.layout, self.context.kind, self.records, extras)
+from privbench.defenses.aggregation.rule import Diverged, check_finite
+from privbench.defenses.aggregation.sums import Sum
 
 
 @dataclass(frozen=True)
 class Mean:
     """The mean, weighted by records or equally as the federation says (FedAvg, McMahan et al. 2017)."""
 
-    linear = True
     bounded = False
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        total = _Sum(context)
+        total = Sum(context)
         for update in updates:
             check_finite(update, context)
             total.add(update)
+        return self.of_sum(total)
+
+    def of_sum(self, total: Sum) -> Update:
         return total.mean()
 
 
@@ -69,7 +46,6 @@ class ClippedMean:
     """
 
     clip: float | None = None
-    linear = True
     bounded = True
 
     def __post_init__(self) -> None:
@@ -77,7 +53,7 @@ class ClippedMean:
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         # With a clip of its own this is no part of a guarantee: a record-level plan's clip is another bound.
-        plan, total = context.plan if self.clip is None else None, _Sum(context)
+        plan, total = context.plan if self.clip is None else None, Sum(context)
         bound = plan.clip if plan else self.clip
         assert bound is not None  # Defense.bind refuses a rule without a bound
         clipped = count = kept = 0
@@ -111,15 +87,17 @@ class FixedDenominatorMean:
     dropped, since no noise covers them.
     """
 
-    linear = True
     bounded = False
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        total = _Sum(context)
+        total = Sum(context)
         for update in updates:
             check_finite(update, context)
             total.add(update)
-        mean = total.mean(normaliser=context.expected)
+        return self.of_sum(total)
+
+    def of_sum(self, total: Sum) -> Update:
+        mean = total.mean(normaliser=total.context.expected)
         mean.extras.clear()
         return mean
 

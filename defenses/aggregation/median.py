@@ -19,7 +19,6 @@ class CoordinateMedian:
     client's influence that an epsilon could rest on.
     """
 
-    linear = False
     bounded = False
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:

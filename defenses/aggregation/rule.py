@@ -1,24 +1,23 @@
 """How updates become one: the interface of aggregation rules."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
 
+if TYPE_CHECKING:
+    from privbench.defenses.aggregation.sums import Sum
+
 
 class Rule(Protocol):
     """An aggregation rule.
 
     Attributes:
-        linear: the result is a weighted sum of updates, so it can run on a sum alone (secure aggregation).
         bounded: one client moves the sum by at most the plan's clip in L2; without this there is no epsilon.
     """
-
-    @property
-    def linear(self) -> bool: ...
 
     @property
     def bounded(self) -> bool: ...
@@ -28,6 +27,15 @@ class Rule(Protocol):
 
         An empty cohort gives a zero update. The input is not changed.
         """
+        ...
+
+
+@runtime_checkable
+class SumRule(Rule, Protocol):
+    """A rule that needs no more than the weighted sum of the updates (secure aggregation shows no more)."""
+
+    def of_sum(self, total: "Sum") -> Update:
+        """What :meth:`combine` makes of the cohort that was summed."""
         ...
 
 

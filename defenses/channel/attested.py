@@ -8,6 +8,7 @@ from privbench.benchmarks.federation.server import ServerState
 from privbench.defenses.channel.channel import Setup
 
 if TYPE_CHECKING:
+    from privbench.defenses.accounting.plan import Facts, Plan
     from privbench.defenses.tee.protocol.session import AttestedSession
 
 
@@ -41,6 +42,8 @@ class Attested:
     plaintext: bool = field(default=False, init=False)
     sums_only: bool = field(default=False, init=False)
     apart: bool = field(default=True, init=False)
+    grid: None = field(default=None, init=False)
+    dropout: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         for digits in self.auditors:
@@ -81,6 +84,9 @@ class Attested:
         hint = f"at least {needed} (or null): so many clients' noise is counted on in every sum"
         require(open_ended or self.least_cohort >= needed, "defense.channel.least_cohort", self.least_cohort, hint)
         return self.least_cohort
+
+    def check(self, facts: "Facts", weighting: str, plan: "Plan | None") -> None:
+        pass
 
     def start(self, setup: Setup, state: ServerState) -> "AttestedSession":
         # Cryptography and the platform are loaded by runs that need them.

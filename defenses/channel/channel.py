@@ -14,7 +14,7 @@ from privbench.benchmarks.federation.view import RoundView, by_adversary
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.settings import LocalWork
     from privbench.benchmarks.tasks.task import Split
-    from privbench.defenses.accounting.plan import Facts, Privacy
+    from privbench.defenses.accounting.plan import Facts, Plan, Privacy
     from privbench.defenses.local import Local
 
 
@@ -41,6 +41,10 @@ class Message:
 
 class ChannelLost(RuntimeError):
     """The channel's far end is gone in the middle of a round; nothing of the round was released."""
+
+
+class RoundRefused(RuntimeError):
+    """The round doesn't go on, with a name; nothing was released."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,15 @@ class Session(Protocol):
     """A channel at work in one run. It has a client side and a server side, and holds the rest of an update's way.
 
     Attributes:
-        phases: exchanges that a round needs, in order; the client trains in the last.
+        phases: exchanges that a round needs, in order.
+        trains: the one of them in which the client trains.
     """
 
     @property
     def phases(self) -> tuple[str, ...]: ...
+
+    @property
+    def trains(self) -> str: ...
 
     def client(
         self, phase: str, turn: Turn | None, client: int, received: Tensor, inbox: Any, state: dict[str, Any]
@@ -128,16 +136,20 @@ class Session(Protocol):
 
         Args:
             phase: one of ``phases``.
-            turn: the client's work; ``None`` before the last phase.
+            turn: the client's work in the phase in which it trains; ``None`` in others.
             client: who sends.
             received: the model that was sent to it, ``(layout.size,)``.
-            inbox: what :meth:`relay` gave this client after the phase before; ``None`` in the first.
+            inbox: what :meth:`relay` gave this client after the phase before; in the first, the round's number.
             state: the client's own, as it left it.
         """
         ...
 
-    def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
-        """Between phases: what each client receives before its next phase."""
+    def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
+        """Between phases: what each client receives before its next phase; who receives nothing is out of the round.
+
+        Raises:
+            RoundRefused: if the round can't go on.
+        """
         ...
 
     def server(
@@ -151,6 +163,7 @@ class Session(Protocol):
 
         Raises:
             ChannelLost: if the round can be tried again after :meth:`recover`.
+            RoundRefused: if it can't, and nothing is released.
         """
         ...
 
@@ -188,6 +201,8 @@ class Channel(Protocol):
         sums_only: the far end reads a sum alone, so that only rules that are sums work.
         apart: clients must not run in the coordinating process.
         isolation: what separates server and clients where ``apart``; ``same_process`` where nothing need.
+        grid: messages are summed as multiples of this; ``None``: as they are.
+        dropout: probability that a client that has begun a round is not in its sum, beside ``federation.dropout``.
     """
 
     @property
@@ -202,6 +217,20 @@ class Channel(Protocol):
     @property
     def isolation(self) -> str: ...
 
+    @property
+    def grid(self) -> float | None: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+    def check(self, facts: "Facts", weighting: str, plan: "Plan | None") -> None:
+        """Refuse a federation that it can't serve, before anything is trained.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+        ...
+
     def start(self, setup: Setup, state: ServerState) -> Session:
         """Begin, or go on after ``state.round`` rounds."""
         ...
@@ -212,11 +241,17 @@ class Plaintext:
     """The server reads every update (TLS may hide them from the network)."""
 
     phases = ("update",)
+    trains = "update"
+    grid = None
+    dropout = 0.0
     plaintext = True
     sums_only = False
     apart = False
     isolation = "same_process"
     assurance = "none"
+
+    def check(self, facts: "Facts", weighting: str, plan: "Plan | None") -> None:
+        pass
 
     def start(self, setup: Setup, state: ServerState) -> "Plaintext":
         return self
@@ -238,7 +273,7 @@ class Plaintext:
         size = update.vector.nbytes + sum(t.nbytes for t in update.extras.values())
         return Message(client, update, size, state=state)
 
-    def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
+    def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
         raise AssertionError("a channel of one phase relays nothing")
 
     def server(

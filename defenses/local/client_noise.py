@@ -1,15 +1,16 @@
 """Noise that each client adds to its own clipped update."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from privbench.benchmarks.federation.update import Update
 from privbench.defenses.accounting.plan import ClientPlan
 from privbench.defenses.aggregation.mean import clip_factor
 from privbench.defenses.local.local import Local
-from privbench.defenses.noise import gaussian
+from privbench.defenses.noise import discrete_gaussian, gaussian
 
 if TYPE_CHECKING:
     from privbench.defenses.accounting.plan import Plan
@@ -22,14 +23,34 @@ class ClientNoise(Local):
     The standard deviation on every coordinate is the plan's ``message_multiplier`` times C: z C under local noise,
     z C / sqrt(shares) under distributed noise, so that the sum of the shares carries z C. An update that isn't finite
     counts as zero, and is noised all the same; extras are dropped, since no noise covers them.
+
+    Args:
+        noise: ``gaussian``, in floating point; ``discrete``, a discrete Gaussian on multiples of the channel's grid, to
+            which the update is rounded and within C (Kairouz et al. 2021; here without their rotation, since the grid
+            is fine).
     """
 
+    noise: Literal["gaussian", "discrete"] = "gaussian"
     noised = True
+
+    @property
+    def discrete(self) -> bool:
+        return self.noise == "discrete"
 
     def send(self, update: Update, client: int, plan: "Plan | None", generator: torch.Generator) -> Update:
         assert isinstance(plan, ClientPlan)  # Defense refuses this station without such a plan
-        norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
-        finite = norm < float("inf")  # False for NaN too
-        clipped = update.vector * clip_factor(norm, plan.clip) if finite else torch.zeros_like(update.vector)
-        std = plan.message_multiplier * plan.clip
-        return replace(update, vector=clipped + gaussian(len(clipped), std, plan.noise_source, generator), extras={})
+        grid, std = plan.grid, plan.message_multiplier * plan.clip
+        if grid is None:
+            clipped = _clipped(update.vector, plan.clip)
+            noisy = clipped + gaussian(len(clipped), std, plan.noise_source, generator)
+            return replace(update, vector=noisy, extras={})
+        whole = (_clipped(update.vector, grid.bound(plan.clip)).double() / grid.step).round_()
+        whole += discrete_gaussian(len(whole), std / grid.step, plan.noise_source, generator)
+        # A power of two times an integer of 24 bits: float32 holds it exactly.
+        return replace(update, vector=(whole * grid.step).float(), extras={})
+
+
+def _clipped(vector: Tensor, bound: float) -> Tensor:
+    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    finite = norm < float("inf")  # False for NaN too
+    return vector * clip_factor(norm, bound) if finite else torch.zeros_like(vector)

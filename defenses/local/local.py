@@ -23,10 +23,15 @@ class Local:
     Attributes:
         private: it clips and noises records, as a record-level plan counts on.
         noised: it clips and noises the whole update, as a client-level plan with noise by clients counts on.
+        discrete: and that on a grid, so that a sum of messages that lie on it has a proof.
     """
 
     private = False
     noised = False
+
+    @property
+    def discrete(self) -> bool:
+        return False
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model that this mechanism can't train.

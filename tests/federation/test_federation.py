@@ -241,7 +241,6 @@ def test_the_server_holds_few_updates_at_once(task, workers):
     @dataclass(frozen=True)
     class Counting:
         inner: Rule
-        linear = True
         bounded = True
 
         def combine(self, updates, state, context):

@@ -8,10 +8,6 @@ from privbench.defenses.tee.protocol.manifest import Refused
 _WHO = {"client": "clients refused", "host": "not joined", "aggregator": "messages refused"}
 
 
-class RoundRefused(RuntimeError):
-    """The round doesn't go on, with a name; nothing was released."""
-
-
 class Refusals:
     """Of one run.
 

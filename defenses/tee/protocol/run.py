@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from privbench.defenses.aggregation import Diverged
-from privbench.defenses.channel.channel import ChannelLost, Setup
+from privbench.defenses.channel.channel import ChannelLost, RoundRefused, Setup
 from privbench.defenses.tee.platforms import Unavailable
 from privbench.defenses.tee.platforms.host import Guest, Host, Launch, end, hurry, last_words
 from privbench.defenses.tee.platforms.same_guest import SameGuest
@@ -24,7 +24,7 @@ from privbench.defenses.tee.protocol.guests import Guests
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
 from privbench.defenses.tee.protocol.opening import Relying
 from privbench.defenses.tee.protocol.program import PROGRAM
-from privbench.defenses.tee.protocol.refusals import Refusals, RoundRefused
+from privbench.defenses.tee.protocol.refusals import Refusals
 from privbench.defenses.tee.wire import pack, unpack
 
 if TYPE_CHECKING:

@@ -17,13 +17,12 @@ from torch import Tensor
 from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
 from privbench.benchmarks.federation.view import RoundView, by_adversary
-from privbench.defenses.channel.channel import Message, Setup, Turn
+from privbench.defenses.channel.channel import Message, RoundRefused, Setup, Turn
 from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing, unlocking
 from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, opened
-from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.protocol.run import Run
 from privbench.defenses.tee.wire import unpack
 
@@ -61,6 +60,7 @@ class AttestedSession:
     """The attested channel at work. What a client does here uses nothing that only the coordinator has."""
 
     phases = ("join", "update")
+    trains = "update"
 
     def __init__(self, channel: "Attested", setup: Setup, state: ServerState):
         self._run = Run(channel, setup, state.round)
@@ -143,11 +143,12 @@ class AttestedSession:
         payload = sealing.attested(sealing.encode(given.turn.update(given.model)), answer["proof"])
         return given.enclose(payload), answer["costs"]
 
-    def relay(self, phase: str, messages: list[Message], state: ServerState) -> Mapping[int, Any]:
+    def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
+        came = list(messages)
         number, last = self._run.folder.attempted()
         attempt = last + 1 if number == state.round + 1 else 1
-        joins = {m.client: m.payload for m in messages if binding.is_nonce(m.payload)}
-        for client in sorted({m.client for m in messages} - set(joins)):
+        joins = {m.client: m.payload for m in came if binding.is_nonce(m.payload)}
+        for client in sorted({m.client for m in came} - set(joins)):
             # One client's mistake must not stop the others' round.
             refusal = Refused("malformed_nonce", f"{binding.NONCE} bytes are right")
             self._run.refusals.add(state.round + 1, client, refusal, "host")

@@ -8,12 +8,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from privbench.benchmarks.federation.server import ServerState
+from privbench.defenses.channel.channel import RoundRefused
 from privbench.defenses.tee.platforms import Unavailable
 from privbench.defenses.tee.protocol import downlink, sealing
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import FIRST, Head, opened
-from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.wire import unpack
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel
 from privbench.defenses.aggregation import CoordinateMedian
-from privbench.defenses.channel import Attested
-from privbench.defenses.tee.protocol.refusals import RoundRefused
+from privbench.defenses.channel import Attested, RoundRefused
 
 from .conftest import CENTRAL, finish
 

@@ -20,13 +20,12 @@ from privbench.benchmarks.federation.server import ServerAdam, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
-from privbench.defenses.channel import Attested, ChannelLost
+from privbench.defenses.channel import Attested, ChannelLost, RoundRefused
 from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Unavailable
 from privbench.defenses.tee.protocol import sealing
 from privbench.defenses.tee.protocol.audit import audit
 from privbench.defenses.tee.protocol.receipts import read
-from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.protocol.session import AttestedSession
 from privbench.defenses.tee.wire import pack, unpack
 

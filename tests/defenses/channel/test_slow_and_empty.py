@@ -15,12 +15,11 @@ from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel
 from privbench.defenses.aggregation import ClippedMean
-from privbench.defenses.channel import Attested
+from privbench.defenses.channel import Attested, RoundRefused
 from privbench.defenses.release import CentralGaussian
 from privbench.defenses.tee import policy
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import Opening
-from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.protocol.session import AttestedSession
 from privbench.defenses.tee.protocol.trainer import ClientGuest
 

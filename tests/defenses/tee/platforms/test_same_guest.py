@@ -19,7 +19,7 @@ from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.tasks import Classification
 from privbench.defenses import Defense
-from privbench.defenses.channel import Attested
+from privbench.defenses.channel import Attested, RoundRefused
 from privbench.defenses.tee import chain as chains
 from privbench.defenses.tee import policy
 from privbench.defenses.tee.platforms import Evidence, Unavailable, same_guest
@@ -28,7 +28,6 @@ from privbench.defenses.tee.platforms.same_guest import SameGuest
 from privbench.defenses.tee.platforms.sev_snp import SEVSNP
 from privbench.defenses.tee.protocol import program
 from privbench.defenses.tee.protocol.program import PROGRAM
-from privbench.defenses.tee.protocol.refusals import RoundRefused
 from privbench.defenses.tee.wire import pack, unpack
 
 SNP = Defense(channel=Attested(platform="sev_snp"))
