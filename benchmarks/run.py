@@ -129,7 +129,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
 
 def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict[str, Any]:
     packages, machine = environment()
-    privacy = prepared.experiment.defense.privacy
+    privacy, local = prepared.experiment.defense.privacy, prepared.experiment.defense.local
     spec, channel = prepared.experiment.task.spec, prepared.experiment.defense.channel
     return {
         "schema": SCHEMA,
@@ -145,6 +145,8 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "assurance": "none",
         "isolation": channel.isolation if channel.apart or workers == 1 else "same_host",
         "reproducible": privacy is None or privacy.noise_source == "seeded",
+        # What is changed on the client without a guarantee: no epsilon is stated, and the report says why.
+        "heuristic": type(local).__name__ if local.heuristic else None,
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,
         "classes": len(spec.classes),

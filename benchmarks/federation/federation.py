@@ -18,7 +18,7 @@ from privbench.benchmarks.federation.loop import Loop, Round
 from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout
-from privbench.benchmarks.federation.view import Mixture, Public, unprotected
+from privbench.benchmarks.federation.view import Mixture, Public
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
@@ -143,7 +143,7 @@ class Federation:
             visited=partial(self.defense.local.visited, work=work),
             server=self.settings.server,
             work=work,
-            known=self.plan.known if self.plan else unprotected,
+            known=self.plan.known if self.plan else self.defense.local.known,
             records=self.facts.records,
             mixture=self._mixture(),
         )

@@ -13,7 +13,8 @@ from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel, ClientPlan, Facts, RecordLevel
-from privbench.defenses.accounting.accountant import epsilon, noise_multiplier
+from privbench.defenses.accounting.accountant import epsilon
+from privbench.defenses.accounting.calibration import noise_multiplier
 from privbench.defenses.aggregation import ClippedMean, CoordinateMedian, FixedDenominatorMean, Mean
 from privbench.defenses.channel import Attested, Plaintext
 from privbench.defenses.local import DPSGD, ClientNoise
