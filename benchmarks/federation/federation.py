@@ -276,7 +276,9 @@ class Federation:
     def _weights(self) -> list[float]:
         server = self.settings.server
         rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
-        return [s * rate / (self.settings.participation * sum(self.sizes)) for s in self.sizes]
+        sizes = self.sizes
+        expected = self.settings.participation * sum(sizes)
+        return [s * rate / expected for s in sizes]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.

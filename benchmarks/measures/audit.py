@@ -43,7 +43,7 @@ class Audit(Inference):
         confidence: of all of the run's lower bounds together.
         layers: also audit each layer's gradient canaries by themselves: noise that is missing on one layer shows there.
         guesses: in each audit, even; ``None`` takes those with most power against half of the claimed noise.
-        delta: of the lower bound where the defense states none.
+        delta: of the lower bound where no epsilon is claimed.
     """
 
     canaries: Canaries = field(default_factory=Canaries)
@@ -114,7 +114,7 @@ class Audit(Inference):
     ) -> Iterator[Row]:
         audits = len(self.adversaries) * len(parts)
         confidence = 1 - (1 - self.confidence) / audits
-        delta = self.delta if claimed.delta is None else claimed.delta
+        delta = self.delta if claimed.delta is None or not isfinite(claimed.epsilon) else claimed.delta
         best: tuple[str, Finding] | None = None
         powers: dict[int, Power] = {}
         for name, numbers in parts.items():
