@@ -19,6 +19,7 @@ from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
 from privbench.benchmarks.measures import noise
+from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
@@ -151,6 +152,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "clients": prepared.federation.clients,
         "classes": len(spec.classes),
         "parameters": prepared.federation.layout.trainable,
+        "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
     }
 
@@ -193,6 +195,8 @@ def _measure(
         yield from _utility(prepared.experiment, model, number)
     if prepared.experiment.leakage and number in prepared.experiment.leakage.rounds:
         yield from attacks(prepared, prepared.experiment.leakage, finished, side, engine, record)
+    if prepared.experiment.inference:
+        yield from prepared.experiment.inference.rows(Scene(prepared, finished, side, engine, record))
     if last and isinstance(federation.plan, ClientPlan):
         defense, seed = prepared.experiment.defense, prepared.experiment.seed
         yield from noise.rows(defense, federation.plan, federation.layout, seed, number)

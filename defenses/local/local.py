@@ -68,7 +68,14 @@ class Local:
     ) -> None:
         """Leave the gradient of one batch in ``trainer.gradient``."""
         trainer.gradient.zero_()
-        trainer.loss(trainer.model, (x, y)).backward()
+        if len(y):
+            trainer.loss(trainer.model, (x, y)).backward()
+        canaries = trainer.drawn
+        if canaries is not None and canaries.number:
+            # Nothing clips them: the clip is taken for 1.
+            trainer.gradient.mul_(len(y))
+            trainer.add(canaries.direction * canaries.length)
+            trainer.gradient.div_(len(y) + canaries.number)
 
     def send(self, update: Update, client: int, plan: "Plan | None", generator: torch.Generator) -> Update:
         """The update as it leaves the client."""
