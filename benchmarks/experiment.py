@@ -203,6 +203,8 @@ def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
 
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
+    if federation.plan and federation.plan.affordable is not None:
+        rounds = min(rounds, federation.plan.affordable)
     if leakage:
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
         both = sorted(federation.watched & federation.attackers)

@@ -122,10 +122,19 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             engine.close()
         if session:
             session.close(over)
+    stopped = _stopped(federation, state)
     if federation.plan:
         _state(prepared, state, record)
-    record.finish("complete", privacy=_statements(federation, state.ledger), assurance=assurance)
-    return Outcome("complete", how)
+    done = {"privacy": _statements(federation, state.ledger), "assurance": assurance, "stopped": stopped}
+    attacked = prepared.experiment.leakage.rounds if prepared.experiment.leakage else ()
+    unreached = [r for r in attacked if r > state.round]
+    if unreached:
+        # Attempts that were lost took the budget of rounds that were to be attacked.
+        reason = f"{stopped}, before round {unreached[0]} of leakage.rounds"
+        record.finish("failed", reason, **done)
+        return Outcome("failed", how, reason)
+    record.finish("complete", **done)
+    return Outcome("complete", how, stopped)
 
 
 def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict[str, Any]:
@@ -157,6 +166,14 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
     }
 
 
+def _stopped(federation: Federation, state: ServerState) -> str | None:
+    """Why there are fewer rounds than asked for."""
+    rounds = federation.settings.rounds
+    return (
+        f"stopped after round {state.round} of {rounds}: the privacy budget is spent" if state.round < rounds else None
+    )
+
+
 def _statements(federation: Federation, ledger: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
     return federation.plan.statements(ledger) if federation.plan else None
 
@@ -175,7 +192,7 @@ def _measure(
 ) -> Iterator[Row]:
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
-    last = number == settings.rounds
+    last = finished.last
     for name, seconds in finished.seconds.items():
         yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
