@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 FUZZ_SECONDS ?= 60
+JOBS ?= 2
 INSTALLED := $(VENV)/.installed
 
 .PHONY: demo test test-slow quality lint fuzz speed wheel clean
@@ -13,7 +14,7 @@ demo: $(INSTALLED)
 	$(BIN)/privbench run experiment=quickstart
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow

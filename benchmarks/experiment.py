@@ -17,6 +17,7 @@ from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, c
 from privbench.benchmarks.federation.federation import Federation, number_of_clients
 from privbench.benchmarks.federation.server import ServerSGD
 from privbench.benchmarks.federation.settings import FederationSettings
+from privbench.benchmarks.measures.inference import Inference
 from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.results.published import Published
 from privbench.benchmarks.tasks.classification import Classification
@@ -24,7 +25,7 @@ from privbench.benchmarks.tasks.models.architecture import Architecture, Custom,
 from privbench.benchmarks.tasks.models.dense import LogisticRegression
 from privbench.defenses import Defense
 
-GROUPS = ("task", "model", "federation", "defense", "leakage", "poisoning")
+GROUPS = ("task", "model", "federation", "defense", "leakage", "poisoning", "inference")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Experiment:
 
     Args:
         task, model, federation, defense: the groups of these names.
-        leakage, poisoning: likewise; ``None`` for none.
+        leakage, poisoning, inference: likewise; ``None`` for none.
         seed: names every random stream.
         epsilon: what the suite's private defenses take as their ``privacy.epsilon``. Others have no use for it, so that
             one sweep holds arms with and without a guarantee.
@@ -52,6 +53,7 @@ class Experiment:
     defense: Defense
     leakage: Leakage | None = None
     poisoning: Poisoner | None = None
+    inference: Inference | None = None
     seed: int = 0
     epsilon: float = field(default=8.0, metadata=RUNTIME)
     device: str = field(default="cpu", metadata=RUNTIME)
@@ -129,7 +131,8 @@ def divided(config: dict[str, Any]) -> tuple[Experiment, int]:
     """
     plain = {"_target_": f"{LogisticRegression.__module__}.{LogisticRegression.__name__}"}
     none = {"_target_": f"{Defense.__module__}.{Defense.__name__}"}
-    experiment = compose({**config, "model": plain, "defense": none, "leakage": None, "poisoning": None})
+    attacks = dict.fromkeys(("leakage", "poisoning", "inference"))
+    experiment = compose({**config, "model": plain, "defense": none, **attacks})
     check_writable(Path(experiment.results_dir))
     clients = number_of_clients(experiment.federation, experiment.task)
     experiment.task.check(clients)
@@ -161,8 +164,10 @@ def prepare(config: dict[str, Any]) -> Prepared:
         keep=_kept(leakage, experiment.federation) if leakage else frozenset(),
         device=device,
         architecture=experiment.model,
+        canaries=experiment.inference.planted if experiment.inference else None,
     )
     _check_attacks(experiment, federation)
+    _check_inference(experiment, federation)
     if leakage and "model_modification" in leakage.attack.needs:
         _craft(leakage, federation)
     chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
@@ -198,6 +203,8 @@ def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
 
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
+    if federation.plan and federation.plan.affordable is not None:
+        rounds = min(rounds, federation.plan.affordable)
     if leakage:
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
         both = sorted(federation.watched & federation.attackers)
@@ -205,6 +212,21 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
         _check_coalitions(experiment, leakage, federation)
     if experiment.poisoning:
         require(experiment.task.trigger is not None, "task.trigger", None, "a trigger, which this poisoner needs")
+
+
+def _check_inference(experiment: Experiment, federation: Federation) -> None:
+    inference = experiment.inference
+    if inference is None:
+        return
+    if inference.planted:
+        hint = "none: canaries are trained on, so what leaks of the others is measured in a run without them"
+        require(experiment.leakage is None, "leakage", type(experiment.leakage).__name__, hint)
+    if inference.reads_updates and federation.defense.channel.plaintext:
+        federation.watched = frozenset(range(federation.clients))
+    try:
+        inference.check(federation)
+    except ConfigError as error:
+        raise error if error.field.startswith("federation.") else error.under("inference") from None
 
 
 def _craft(leakage: Leakage, federation: Federation) -> None:

@@ -19,6 +19,7 @@ from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
 from privbench.benchmarks.measures import noise
+from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
@@ -121,15 +122,24 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             engine.close()
         if session:
             session.close(over)
+    stopped = _stopped(federation, state)
     if federation.plan:
         _state(prepared, state, record)
-    record.finish("complete", privacy=_statements(federation, state.ledger), assurance=assurance)
-    return Outcome("complete", how)
+    done = {"privacy": _statements(federation, state.ledger), "assurance": assurance, "stopped": stopped}
+    attacked = prepared.experiment.leakage.rounds if prepared.experiment.leakage else ()
+    unreached = [r for r in attacked if r > state.round]
+    if unreached:
+        # Attempts that were lost took the budget of rounds that were to be attacked.
+        reason = f"{stopped}, before round {unreached[0]} of leakage.rounds"
+        record.finish("failed", reason, **done)
+        return Outcome("failed", how, reason)
+    record.finish("complete", **done)
+    return Outcome("complete", how, stopped)
 
 
 def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict[str, Any]:
     packages, machine = environment()
-    privacy = prepared.experiment.defense.privacy
+    privacy, local = prepared.experiment.defense.privacy, prepared.experiment.defense.local
     spec, channel = prepared.experiment.task.spec, prepared.experiment.defense.channel
     return {
         "schema": SCHEMA,
@@ -145,12 +155,23 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "assurance": "none",
         "isolation": channel.isolation if channel.apart or workers == 1 else "same_host",
         "reproducible": privacy is None or privacy.noise_source == "seeded",
+        # What is changed on the client without a guarantee: no epsilon is stated, and the report says why.
+        "heuristic": type(local).__name__ if local.heuristic else None,
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,
         "classes": len(spec.classes),
         "parameters": prepared.federation.layout.trainable,
+        "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
     }
+
+
+def _stopped(federation: Federation, state: ServerState) -> str | None:
+    """Why there are fewer rounds than asked for."""
+    rounds = federation.settings.rounds
+    return (
+        f"stopped after round {state.round} of {rounds}: the privacy budget is spent" if state.round < rounds else None
+    )
 
 
 def _statements(federation: Federation, ledger: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
@@ -171,7 +192,7 @@ def _measure(
 ) -> Iterator[Row]:
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
-    last = number == settings.rounds
+    last = finished.last
     for name, seconds in finished.seconds.items():
         yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
@@ -191,6 +212,8 @@ def _measure(
         yield from _utility(prepared.experiment, model, number)
     if prepared.experiment.leakage and number in prepared.experiment.leakage.rounds:
         yield from attacks(prepared, prepared.experiment.leakage, finished, side, engine, record)
+    if prepared.experiment.inference:
+        yield from prepared.experiment.inference.rows(Scene(prepared, finished, side, engine, record))
     if last and isinstance(federation.plan, ClientPlan):
         defense, seed = prepared.experiment.defense, prepared.experiment.seed
         yield from noise.rows(defense, federation.plan, federation.layout, seed, number)

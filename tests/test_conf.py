@@ -36,7 +36,7 @@ def test_every_option_composes_and_builds(hydra, option):
     found = built
     for part in group.split("/"):
         found = getattr(found, part)
-    assert (found is None) == (choice == "none" and group in ("leakage", "poisoning"))
+    assert (found is None) == (choice == "none" and group in ("leakage", "poisoning", "inference"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS, ids=str)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from privbench.attacks.inference.canaries import Own, Planted
 from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
@@ -33,6 +34,7 @@ class ClientSide:
         weights: each client's weight in the server's step from an expected cohort.
         received: the model of the round, ``(layout.size,)``, in memory that workers share.
         device: where clients train.
+        planted: an audit's canaries, if there is one.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class ClientSide:
     weights: list[float]
     received: Tensor
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    planted: Planted | None = None
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
 
     @property
@@ -125,12 +128,33 @@ class Turn:
     def update(self, received: Tensor) -> Update:
         """What it sends, after its mechanism and its poisoner."""
         side, job, poisoner = self.side, self.job, self.poisoner
-        records, local = self.records(), self.local
-        update = side.trainer(local).train(received, records, self.work, job.client, side.plan, side.seed, job.round)
+        local = self.local
+        own = None if side.planted is None else side.planted.of(job.client)
+        if side.planted is not None and side.planted.unit == "client":
+            update = self._canary(received, own) if own else self._trained(received, self.records(), None)
+        else:
+            update = self._trained(received, self.records(), own)
         if poisoner is not None:
             craft = stream(side.seed, "craft", job.round, job.client)
             update = poisoner.craft(update, job.others, side.owned, craft)
         return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+
+    def _trained(self, received: Tensor, records: Split, canaries: Own | None) -> Update:
+        side, job = self.side, self.job
+        trainer = side.trainer(self.local)
+        return trainer.train(received, records, self.work, job.client, side.plan, side.seed, job.round, canaries)
+
+    def _canary(self, received: Tensor, own: Own) -> Update:
+        """A canary client's update before its mechanism: nothing where its coin left it out."""
+        side, layout = self.side, self.side.layout
+        if own.records is not None and bool(own.included[0]):
+            return self._trained(received, own.records, None)
+        vector = torch.zeros(layout.size)
+        if own.records is None:
+            clip = 1.0 if side.plan is None else side.plan.clip
+            direction = own.direction(torch.arange(len(own)), layout.trainable)
+            vector[: layout.trainable] = direction * (own.length * clip)
+        return Update(vector, layout, self.work.share, 1)
 
 
 def take_turn(side: ClientSide, job: Job) -> Message:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from privbench.attacks.inference.canaries import Canaries, Planted
 from privbench.attacks.poisoning.poisoner import Poisoner
-from privbench.benchmarks.build import require
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation import attested
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
@@ -18,7 +19,7 @@ from privbench.benchmarks.federation.loop import Loop, Round
 from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout
-from privbench.benchmarks.federation.view import Mixture, Public, unprotected
+from privbench.benchmarks.federation.view import Mixture, Public
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
@@ -42,6 +43,7 @@ class Federation:
         keep: rounds whose views later rounds still hold; others are dropped after their round.
         device: where clients train.
         distribution: how the model reaches clients.
+        canaries: an audit's; client canaries join the roster behind the other clients. ``None`` for none.
         crafting: rounds in which ``distribution`` is asked; in others everybody gets the global model. ``None``: all.
         architecture: the model's configuration, which attested clients build it from; ``None`` where there is none.
 
@@ -61,6 +63,7 @@ class Federation:
     distribution: Distribution = field(default_factory=Honest)
     architecture: Architecture | None = None
     crafting: frozenset[int] | None = None
+    canaries: Canaries | None = None
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -68,6 +71,11 @@ class Federation:
         self.task.check(self.clients)
         self.shares = self.task.split(self.clients, self.seed)
         self.layout = Layout.of(self.model)
+        self.planted = self._plant() if self.canaries else None
+        if self.planted:
+            self.clients += self.planted.extra
+            # A canary client enrols with one record, which it doesn't train on.
+            self.shares += [torch.zeros(1, dtype=torch.int64)] * self.planted.extra
         private = self.defense.privacy is not None and self.defense.privacy.unit == "client"
         self.sampling = settings.sampling or ("poisson" if private and settings.participation < 1 else "fixed")
         self.weighting = settings.weighting or ("equal" if private else "records")
@@ -105,13 +113,35 @@ class Federation:
         if self.attests:
             attested.check(self)
 
+    def _plant(self) -> Planted:
+        """The audit's canaries.
+
+        Raises:
+            ConfigError: if they can't be part of this federation.
+        """
+        assert self.canaries is not None
+        claim = self.defense.privacy.unit if self.defense.privacy else None
+        unit = self.canaries.unit or claim or "record"
+        hint = f"null, or {claim}: a claim is audited with canaries of its unit"
+        require(claim in (None, unit), "inference.canaries.unit", unit, hint)
+        hint = "none: in an audited run the canaries alone are the suite's own"
+        require(self.poisoner is None, "poisoning", type(self.poisoner).__name__, hint)
+        hint = "false: what attested clients train on is their host's, and canary gradients aren't records"
+        require(not self.attests, "defense.channel.attest_clients", True, hint)
+        spec, data = self.task.spec, self.task.data.train
+        try:
+            return self.canaries.plant(unit, self.clients, self.layout.trainable, data, len(spec.classes), self.seed)
+        except ConfigError as error:
+            raise error.under("inference.canaries") from None
+
     @property
     def attests(self) -> bool:
         """Whether clients train in attested guests."""
         return isinstance(self.defense.channel, Attested) and self.defense.channel.attest_clients
 
     def _facts(self) -> Facts:
-        records = tuple(len(s) for s in self.shares)
+        planted = self.planted
+        records = tuple(planted.enrolled(len(s), c) if planted else len(s) for c, s in enumerate(self.shares))
         work = self.settings.local
         return Facts(
             clients=self.clients,
@@ -143,7 +173,7 @@ class Federation:
             visited=partial(self.defense.local.visited, work=work),
             server=self.settings.server,
             work=work,
-            known=self.plan.known if self.plan else unprotected,
+            known=self.plan.known if self.plan else self.defense.local.known,
             records=self.facts.records,
             mixture=self._mixture(),
         )
@@ -236,6 +266,7 @@ class Federation:
             weights=self._weights(),
             received=torch.empty(self.layout.size).share_memory_(),
             device=self.device,
+            planted=self.planted,
         )
 
     @property
@@ -246,7 +277,9 @@ class Federation:
     def _weights(self) -> list[float]:
         server = self.settings.server
         rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
-        return [s * rate / (self.settings.participation * sum(self.sizes)) for s in self.sizes]
+        sizes = self.sizes
+        expected = self.settings.participation * sum(sizes)
+        return [s * rate / expected for s in sizes]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.

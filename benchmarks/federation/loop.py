@@ -41,6 +41,7 @@ class Round:
         views: each adversary's view up to this round: the rounds that it kept, and this one.
         released: what left the channel.
         seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+        last: whether none comes after it.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Round:
     views: dict[str, View]
     released: Released
     seconds: dict[str, float]
+    last: bool = False
 
 
 @dataclass
@@ -69,8 +71,18 @@ class Loop:
     def rounds(self, state: ServerState) -> Iterator[Round]:
         """As :meth:`Federation.run <privbench.benchmarks.federation.federation.Federation.run>`."""
         self._check_history(state)
-        while state.round < self.federation.settings.rounds:
+        while state.round < self._last(state):
             yield self._round(state)
+
+    def _last(self, state: ServerState) -> int:
+        """The last round: the federation's, or the one after which the privacy budget allows no other."""
+        rounds = self.federation.settings.rounds
+        return min(rounds, state.round + left) if (left := self._left(state)) is not None else rounds
+
+    def _left(self, state: ServerState) -> int | None:
+        """How many attempts at a round the privacy budget still allows; ``None`` without a budget."""
+        most = self.federation.plan.affordable if self.federation.plan else None
+        return None if most is None else max(0, most - len(state.ledger))
 
     def _check_history(self, state: ServerState) -> None:
         """Refuse to go on from rounds whose privacy loss isn't known: no epsilon could be stated at the end."""
@@ -93,7 +105,9 @@ class Loop:
                 outcome = channel.server(messages, federation.pipeline, state, context)
                 break
             except ChannelLost:
-                if attempt + 1 == ATTEMPTS:
+                # What was lost may have released, and is charged; another attempt has to be affordable too.
+                left = self._left(state)
+                if attempt + 1 == ATTEMPTS or (left is not None and attempt + 2 > left):
                     raise
                 channel.recover(state)
         assert outcome is not None
@@ -108,7 +122,8 @@ class Loop:
         seen = self._remember(state, views)
         total = time.perf_counter() - begin
         seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
-        return Round(context.round, state, context.invited, answered, seen, released, seconds)
+        last = context.round >= self._last(state)
+        return Round(context.round, state, context.invited, answered, seen, released, seconds, last)
 
     def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
         """The next round's, and who of its cohort answers."""

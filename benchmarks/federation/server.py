@@ -32,6 +32,7 @@ class ServerState:
         ledger: privacy history, one entry for each attempt at a round.
         cohorts: how many clients answered, by round.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
+        scores: what an audit has added up of its canaries, ``(m,)`` by adversary.
     """
 
     round: int
@@ -44,6 +45,7 @@ class ServerState:
     ledger: list[dict[str, Any]] = field(default_factory=list)
     cohorts: list[int] = field(default_factory=list)
     views: dict[str, list[RoundView]] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
 
 class ServerOptimizer(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from privbench.attacks.inference.canaries import Drawn, Own
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Layout, Update
@@ -25,6 +26,7 @@ class Trainer:
     Attributes:
         model: as training calls it (the local mechanism may have wrapped it).
         weights, gradient: flat, ``(layout.trainable,)``, in this trainer's own order of entries.
+        drawn: an audit's gradient canaries in the batch at hand, ``None`` outside of one.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss, local: Local, device: torch.device):
@@ -33,6 +35,7 @@ class Trainer:
         parameters = [p for p in self._bare.parameters() if p.requires_grad]
         self.weights = torch.empty(layout.trainable, device=device)
         self.gradient = torch.zeros(layout.trainable, device=device)
+        self.drawn: Drawn | None = None
         self.images = any(p.dim() == 4 for p in parameters)
         start = 0
         for p in parameters:
@@ -45,7 +48,15 @@ class Trainer:
         self.model = local.prepare(self._bare)
 
     def train(
-        self, received: Tensor, records: Split, work: LocalWork, client: int, plan: Plan | None, seed: int, round: int
+        self,
+        received: Tensor,
+        records: Split,
+        work: LocalWork,
+        client: int,
+        plan: Plan | None,
+        seed: int,
+        round: int,
+        canaries: Own | None = None,
     ) -> Update:
         """One client's round.
 
@@ -55,6 +66,7 @@ class Trainer:
             work: how much to train, and what to share.
             client, seed, round: name the random streams.
             plan: the privacy plan, if any.
+            canaries: an audit's, which batches are drawn from as from ``records``.
 
         Returns:
             The update before :meth:`Local.send`, on the CPU.
@@ -64,6 +76,9 @@ class Trainer:
         self.layout.write(received, self._bare)
         for buffer, start in self._counters:
             buffer.copy_(start)
+        own = len(records)
+        enrolled = own + (len(canaries) if canaries else 0)
+        records = canaries.joined(records) if canaries else records
         x, y = records.x.to(self.device), records.y.to(self.device)
         if self.images:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -73,7 +88,10 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             # Dropout layers draw from torch's global generator; here it is this client's own stream.
             torch.manual_seed(stream(seed, "layers", round, client).initial_seed())
-            for index in self.local.batches(len(y), work, batches):
+            for index in self.local.batches(enrolled, work, batches):
+                if canaries:
+                    index, numbers = canaries.parted(index, own)
+                    self.drawn = canaries.drawn(numbers, self.layout.trainable)
                 self.local.gradient(self, x[index], y[index], client, plan, noise)
                 if total is not None:
                     total += self.gradient
@@ -85,14 +103,22 @@ class Trainer:
                 step = self.gradient if velocity is None else velocity.mul_(work.momentum).add_(self.gradient)
                 self.weights.add_(step, alpha=-work.learning_rate)
         if total is not None:
-            self.weights.copy_(total / work.local_steps(len(y)))
+            self.weights.copy_(total / work.local_steps(enrolled))
         vector = self.layout.read(self._bare).cpu()
         p = self.layout.trainable
         if total is None:
             vector -= received
         else:
             vector[p:] -= received[p:]
-        return Update(vector, self.layout, work.share, len(y))
+        self.drawn = None
+        return Update(vector, self.layout, work.share, enrolled)
+
+    def add(self, vector: Tensor) -> None:
+        """Add ``vector``, ``(layout.trainable,)`` in the layout's order, to the gradient."""
+        parameters = [p for p in self._bare.parameters() if p.requires_grad]
+        for p, part in zip(parameters, vector.to(self.device).split([p.numel() for p in parameters]), strict=True):
+            assert p.grad is not None
+            p.grad.add_(part.view(p.shape))
 
 
 def _place(flat: Tensor, like: Tensor) -> Tensor:

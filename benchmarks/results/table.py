@@ -169,6 +169,9 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         notes.append("sim.: the noise came from a seed, so whoever knows the seed can subtract it.")
     if any(not a.guarantees() for a in arms):
         notes.append("privacy ∞: no guarantee.")
+    heuristic = [a.label for a in arms if any(r.manifest.get("heuristic") for r in a.runs)]
+    if heuristic:
+        notes.append(f"a heuristic, which proves nothing, so no epsilon is stated: {'; '.join(heuristic)}.")
     for arm in arms:
         reasons = {arm.reason(m, x) for x in arm.adversaries for m in arm.measures(x)[:1]} - {None}
         notes += [f"{arm.label}, leakage: {r}." for r in sorted(str(r).rstrip(".") for r in reasons)]

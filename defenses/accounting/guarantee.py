@@ -49,7 +49,11 @@ class Plan(Protocol):
         noise_multiplier: noise standard deviation over C. At the client level on the sum, or on each client's message
             under local noise; at the record level on a step's sum, the least over clients.
         noise_source: ``seeded`` or ``system``.
+        affordable: how many attempts at a round the budget allows; ``None`` without a budget.
     """
+
+    @property
+    def affordable(self) -> int | None: ...
 
     @property
     def unit(self) -> Unit: ...
@@ -88,6 +92,8 @@ class Guarantee:
         noise_source: ``seeded`` is reproducible and simulated, ``system`` cryptographic. Sampling is seeded in
             both, so an epsilon that rests on amplification by sampling stays simulated.
         adjacency: what neighbours differ in: a unit that is there or not, or one in place of another (2 C apart).
+        budget: epsilon that the run may spend against whom its noise is calibrated: it stops before a round that would
+            exceed it, attempts that were lost included. ``None``: it does all its rounds and states what they cost.
         accountant: that calibrates and states. Cohorts of a fixed size need ``rdp`` with ``adjacency=replace``.
     """
 
@@ -98,6 +104,7 @@ class Guarantee:
     noise_source: Source = "seeded"
     adjacency: Literal["add_remove", "replace"] = "add_remove"
     accountant: Name = "pld"
+    budget: float | None = None
     unit: ClassVar[Unit]
 
     def __post_init__(self) -> None:
@@ -112,6 +119,7 @@ class Guarantee:
         require(self.epsilon is None or 0 < self.epsilon < math.inf, "epsilon", self.epsilon, "must be positive")
         z = self.noise_multiplier
         require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
+        require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "positive, or null")
 
     def terms(self, sampling: Sampling = "poisson") -> Terms:
         """What this guarantee's epsilon is of, for units that are drawn in this way."""
@@ -135,6 +143,29 @@ class Guarantee:
             return noise_multiplier(self.epsilon, self.delta, rate, steps, terms)
         except ValueError as error:
             raise ConfigError("epsilon", self.epsilon, str(error)) from None
+
+    def affordable(self, charge: Iterable[tuple[Step, int]], rounds: int, sampling: Sampling = "poisson") -> int | None:
+        """How many attempts at a round the budget allows, at most twice ``rounds``; ``None`` without a budget.
+
+        Args:
+            charge: what one attempt costs, for each kind of unit.
+
+        Raises:
+            ConfigError: if not even one is.
+        """
+        if self.budget is None:
+            return None
+        kinds, terms = set(charge), self.terms(sampling)
+
+        def spent(n: int) -> float:
+            return max(terms.epsilon([(step, n * times)], self.delta) for step, times in kinds)
+
+        require(spent(1) <= self.budget, "budget", self.budget, f"at least {spent(1):.4g}, which the first round takes")
+        low, high = 1, 2 * rounds + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if spent(middle) <= self.budget else (low, middle)
+        return low
 
     def check_delta(self, units: int, what: str) -> None:
         """Raise :class:`ConfigError` unless delta is below one over the number of units."""

@@ -74,7 +74,9 @@ class ClientLevel(Guarantee):
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
         rate = facts.participation if self.noise == "central" else 1.0
-        return ClientPlan(self, facts, self.sigma(rate, facts.rounds, facts.sampling))
+        sigma = self.sigma(rate, facts.rounds, facts.sampling)
+        affordable = self.affordable([((rate, sigma), 1)], facts.rounds, facts.sampling)
+        return ClientPlan(self, facts, sigma, affordable=affordable)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class ClientPlan:
     facts: Facts
     noise_multiplier: float
     grid: Grid | None = None
+    affordable: int | None = None
     unit: Unit = field(default="client", init=False)
 
     def on(self, grid: Grid) -> "ClientPlan":
@@ -256,7 +259,9 @@ class RecordLevel(Guarantee):
         self.check_delta(sum(facts.records), "records")
         rates = tuple(b / n for b, n in zip(facts.batch, facts.records, strict=True))
         sigmas = tuple(self.sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
-        return RecordPlan(self, facts, rates, sigmas)
+        steps = zip(rates, sigmas, facts.steps, strict=True)
+        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts.rounds)
+        return RecordPlan(self, facts, rates, sigmas, affordable)
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,7 @@ class RecordPlan:
     facts: Facts
     rates: tuple[float, ...]
     sigmas: tuple[float, ...]
+    affordable: int | None = None
     unit: Unit = field(default="record", init=False)
 
     @property

@@ -73,6 +73,10 @@ class DPSGD(Local):
                 assert p.grad is not None
                 p.grad.copy_(torch.tensordot(factor, per_sample.nan_to_num(0.0, 0.0, 0.0), dims=1))
                 p.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.drawn is not None:
+            # An audit's records: the same clip, before the same noise.
+            norm = torch.full((1, 1), trainer.drawn.length * plan.clip)
+            trainer.add(trainer.drawn.direction * norm[0] * _clip_factors([norm], plan.clip))
         sigma = plan.sigmas[client]
         noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
         gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])

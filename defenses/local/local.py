@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.view import Known
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.trainer import Trainer
@@ -23,11 +24,13 @@ class Local:
     Attributes:
         private: it clips and noises records, as a record-level plan counts on.
         noised: it clips and noises the whole update, as a client-level plan with noise by clients counts on.
+        heuristic: it changes what is sent without any guarantee.
         discrete: and that on a grid, so that a sum of messages that lie on it has a proof.
     """
 
     private = False
     noised = False
+    heuristic = False
 
     @property
     def discrete(self) -> bool:
@@ -39,6 +42,10 @@ class Local:
         Raises:
             ConfigError: naming what would be right.
         """
+
+    def known(self, source: str, client: int) -> Known:
+        """What is published of it without a privacy plan: of an ``update``, the ``aggregate``, the ``release``."""
+        return Known()
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model as training will call it; done once a process."""
@@ -61,7 +68,14 @@ class Local:
     ) -> None:
         """Leave the gradient of one batch in ``trainer.gradient``."""
         trainer.gradient.zero_()
-        trainer.loss(trainer.model, (x, y)).backward()
+        if len(y):
+            trainer.loss(trainer.model, (x, y)).backward()
+        canaries = trainer.drawn
+        if canaries is not None and canaries.number:
+            # Nothing clips them: the clip is taken for 1.
+            trainer.gradient.mul_(len(y))
+            trainer.add(canaries.direction * canaries.length)
+            trainer.gradient.div_(len(y) + canaries.number)
 
     def send(self, update: Update, client: int, plan: "Plan | None", generator: torch.Generator) -> Update:
         """The update as it leaves the client."""

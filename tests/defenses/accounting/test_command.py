@@ -22,7 +22,7 @@ def test_epsilon(capsys):
     assert (found["delta"], found["accountant"], found["adjacency"]) == (1e-5, "pld", "add_remove")
     assert (found["sampling"], found["history"]) == ("poisson", [[0.01, 4.0, 10000]])
     assert told(capsys, epsilon, f"{ROW} --accountant rdp")["epsilon"] == found["rdp_epsilon"]
-    assert epsilon(ROW.split()) == 0
+    assert epsilon([*ROW.split()]) == 0
     assert "0.947" in (out := capsys.readouterr().out)
     assert "add or remove one unit" in out
 

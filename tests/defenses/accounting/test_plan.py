@@ -125,3 +125,20 @@ def test_without_noise_there_is_no_epsilon():
         RecordLevel(delta=1e-5, clip=1.0, noise_multiplier=0.0).bind(facts()),
     ):
         assert all(s["epsilon"] is None for s in plan.statements([plan.charge(1, [0])]))
+
+
+@pytest.mark.parametrize(("kind", "budget"), [(ClientLevel, 1.0), (RecordLevel, 2.0)])
+def test_a_budget_allows_as_many_attempts_as_it_pays_for(kind, budget):
+    guarantee = kind(delta=1e-5, clip=1.0, noise_multiplier=2.0, budget=budget)
+    plan = guarantee.bind(facts())
+    assert plan.affordable is not None
+    assert 1 <= plan.affordable < 40
+    ledger = [plan.charge(r, [0]) for r in range(1, plan.affordable + 2)]
+    within, beyond = (max(s["epsilon"] or 0.0 for s in plan.statements(x)) for x in (ledger[:-1], ledger))
+    assert within <= budget < beyond
+    assert kind(delta=1e-5, clip=1.0, noise_multiplier=2.0).bind(facts()).affordable is None
+    with pytest.raises(ConfigError, match=r"budget.*first round takes"):
+        kind(delta=1e-5, clip=1.0, noise_multiplier=2.0, budget=1e-3).bind(facts())
+    for bad in (0.0, -1.0, math.inf):
+        with pytest.raises(ConfigError, match="budget"):
+            kind(delta=1e-5, clip=1.0, noise_multiplier=2.0, budget=bad)

@@ -1,0 +1,186 @@
+"""Was this record trained on? Scores from a released model, and what scores are worth."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from scipy import stats
+
+from privbench.benchmarks.build import require
+
+FEW = 64
+"""Below so many shadow models one variance for all records is better (Carlini et al. 2022, Section VI-A)."""
+TINY = 1e-30
+
+
+def scaled(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Logit-scaled confidence ``log(p_y / (1 - p_y))``, ``(n,)`` (Carlini et al. 2022, Section IV-B).
+
+    Args:
+        logits: ``(n, classes)``.
+        labels: ``(n,)`` int64.
+    """
+    rows = np.arange(len(labels))
+    others = logits.astype(np.float64).copy()
+    own = others[rows, labels].copy()
+    others[rows, labels] = -np.inf
+    most = others.max(1)
+    return own - most - np.log(np.exp(others - most[:, None]).sum(1))
+
+
+class MembershipAttack(Protocol):
+    """Scores candidates, higher for members."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs_shadows(self) -> bool: ...
+
+    def score(self, target: np.ndarray, shadows: np.ndarray, member: np.ndarray) -> np.ndarray:
+        """``(n,)``.
+
+        Args:
+            target: :func:`scaled` confidence of the attacked model, ``(n,)``.
+            shadows: of each shadow model, ``(s, n)``.
+            member: ``(s, n)`` bool, which candidates each shadow model was trained on.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LossThreshold:
+    """The loss alone (Yeom et al. 2018): confidence in the true label says member. The baseline of every attack."""
+
+    name = "loss_threshold"
+    needs_shadows = False
+
+    def score(self, target: np.ndarray, shadows: np.ndarray, member: np.ndarray) -> np.ndarray:
+        return target
+
+
+@dataclass(frozen=True)
+class LiRA:
+    """Likelihood ratio of two Gaussians of each record's confidence, with it and without it (Carlini et al. 2022).
+
+    ``online`` (Algorithm 1): log N(phi; in) - log N(phi; out). ``offline``: how far phi lies above those of models
+    without the record, in standard deviations.
+
+    Args:
+        variant: of the attack.
+        variance: ``global``, one for all records, or ``example``; ``None``: global below :data:`FEW` shadow models.
+    """
+
+    variant: Literal["online", "offline"] = "online"
+    variance: Literal["global", "example"] | None = None
+    needs_shadows = True
+
+    @property
+    def name(self) -> str:
+        return f"lira_{self.variant}"
+
+    def score(self, target: np.ndarray, shadows: np.ndarray, member: np.ndarray) -> np.ndarray:
+        within = self.variance == "example" or (self.variance is None and len(shadows) >= FEW)
+        mean_in, std_in = _moments(shadows, member, within)
+        mean_out, std_out = _moments(shadows, ~member, within)
+        if self.variant == "offline":
+            return (target - mean_out) / std_out
+        return stats.norm.logpdf(target, mean_in, std_in) - stats.norm.logpdf(target, mean_out, std_out)
+
+
+def _moments(values: np.ndarray, where: np.ndarray, within: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of each column over ``where``, and its standard deviation or that of all columns together."""
+    count = where.sum(0)
+    mean = np.where(where, values, 0).sum(0) / count
+    square = np.where(where, (values - mean) ** 2, 0).sum(0)
+    variance = square / np.maximum(count - 1, 1) if within else np.full(len(mean), square.sum() / (count - 1).sum())
+    return mean, np.sqrt(np.maximum(variance, TINY))
+
+
+def halves(candidates: int, shadows: int, rng: np.random.Generator) -> np.ndarray:
+    """``(shadows, candidates)`` bool: which half each shadow model is trained on; two of them complement each other.
+
+    Each candidate is in exactly half of the models.
+    """
+    require(shadows >= 4 and shadows % 2 == 0, "shadows", shadows, "even, at least 4")
+    member = np.zeros((shadows, candidates), dtype=bool)
+    for pair in range(0, shadows, 2):
+        member[pair, rng.permutation(candidates)[: candidates // 2]] = True
+        member[pair + 1] = ~member[pair]
+    return member
+
+
+@dataclass(frozen=True)
+class ROC:
+    """Rates at every threshold, both ascending from 0 to 1.
+
+    Args:
+        fpr, tpr: ``(t,)`` each.
+    """
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+
+    @property
+    def auc(self) -> float:
+        return float(np.trapezoid(self.tpr, self.fpr))
+
+    @property
+    def advantage(self) -> float:
+        """The largest TPR - FPR, over thresholds chosen in hindsight (Yeom et al. 2018, Definition 4)."""
+        return float((self.tpr - self.fpr).max())
+
+    def at(self, fpr: float) -> float:
+        """The largest TPR at no more than so many false positives."""
+        return float(self.tpr[self.fpr <= fpr].max())
+
+
+def roc(scores: np.ndarray, members: np.ndarray) -> ROC:
+    """Equal scores share a threshold.
+
+    Args:
+        scores: ``(n,)``.
+        members: ``(n,)`` bool, some of both.
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)
+    true, false = np.cumsum(members[order])[last], np.cumsum(~members[order])[last]
+    return ROC(np.append(0, false / (~members).sum()), np.append(0, true / members.sum()))
+
+
+def bound(epsilon: float, delta: float, fpr: np.ndarray) -> np.ndarray:
+    """The largest TPR that (epsilon, delta) allows (Kairouz, Oh and Viswanath 2015)."""
+    up = np.exp(epsilon) * fpr + delta
+    return np.minimum(np.minimum(up, 1 - np.exp(-epsilon) * (1 - delta - fpr)), 1.0)
+
+
+def empirical_epsilon(scores: np.ndarray, members: np.ndarray, delta: float, confidence: float) -> float:
+    """A lower bound on epsilon from rates, by Clopper-Pearson intervals (Nasr et al. 2021); 0 at least.
+
+    The threshold, and which of the two errors is to be rare, are chosen on every other candidate and judged on the
+    rest. Both rates share the confidence.
+    """
+    odd = np.zeros(len(scores), dtype=bool)
+    for kind in (members, ~members):
+        odd[np.nonzero(kind)[0][1::2]] = True
+    best, chosen = -np.inf, (0.0, False)
+    for flip in (False, True):
+        s, m = (-scores, ~members) if flip else (scores, members)
+        for threshold in np.unique(s[~odd]):
+            found = _ratio(s[~odd] >= threshold, m[~odd], delta, confidence)
+            if found > best:
+                best, chosen = found, (float(threshold), flip)
+    threshold, flip = chosen
+    s, m = (-scores, ~members) if flip else (scores, members)
+    return max(0.0, _ratio(s[odd] >= threshold, m[odd], delta, confidence))
+
+
+def _ratio(said: np.ndarray, members: np.ndarray, delta: float, confidence: float) -> float:
+    """``log((TPR - delta) / FPR)`` at the unfavourable ends of both intervals."""
+    level = (1 - confidence) / 2
+    right, wrong = int(said[members].sum()), int(said[~members].sum())
+    if right == 0:
+        return -np.inf
+    low = float(stats.beta.ppf(level, right, members.sum() - right + 1))
+    high = 1.0 if wrong == (~members).sum() else float(stats.beta.ppf(1 - level, wrong + 1, (~members).sum() - wrong))
+    return float(np.log((low - delta) / high)) if low > delta else -np.inf
