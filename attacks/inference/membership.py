@@ -166,21 +166,27 @@ def empirical_epsilon(scores: np.ndarray, members: np.ndarray, delta: float, con
     best, chosen = -np.inf, (0.0, False)
     for flip in (False, True):
         s, m = (-scores, ~members) if flip else (scores, members)
-        for threshold in np.unique(s[~odd]):
-            found = _ratio(s[~odd] >= threshold, m[~odd], delta, confidence)
-            if found > best:
-                best, chosen = found, (float(threshold), flip)
+        thresholds = np.unique(s[~odd])
+        right, wrong = (_reaching(s[~odd & kind], thresholds) for kind in (m, ~m))
+        found = _log_ratio(right, wrong, (m[~odd]).sum(), (~m[~odd]).sum(), delta, confidence)
+        if found.max() > best:
+            best, chosen = found.max(), (float(thresholds[found.argmax()]), flip)
     threshold, flip = chosen
     s, m = (-scores, ~members) if flip else (scores, members)
-    return max(0.0, _ratio(s[odd] >= threshold, m[odd], delta, confidence))
+    right, wrong = (_reaching(s[odd & kind], np.array([threshold])) for kind in (m, ~m))
+    return max(0.0, float(_log_ratio(right, wrong, m[odd].sum(), (~m[odd]).sum(), delta, confidence)[0]))
 
 
-def _ratio(said: np.ndarray, members: np.ndarray, delta: float, confidence: float) -> float:
-    """``log((TPR - delta) / FPR)`` at the unfavourable ends of both intervals."""
+def _reaching(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """How many scores are at or above each threshold."""
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
+
+
+def _log_ratio(
+    right: np.ndarray, wrong: np.ndarray, members: int, others: int, delta: float, confidence: float
+) -> np.ndarray:
+    """``log((TPR - delta) / FPR)`` at the unfavourable ends of both intervals; far below 0 where TPR says nothing."""
     level = (1 - confidence) / 2
-    right, wrong = int(said[members].sum()), int(said[~members].sum())
-    if right == 0:
-        return -np.inf
-    low = float(stats.beta.ppf(level, right, members.sum() - right + 1))
-    high = 1.0 if wrong == (~members).sum() else float(stats.beta.ppf(1 - level, wrong + 1, (~members).sum() - wrong))
-    return float(np.log((low - delta) / high)) if low > delta else -np.inf
+    low = np.where(right > 0, stats.beta.ppf(level, np.maximum(right, 1), members - right + 1), 0.0)
+    high = np.where(wrong < others, stats.beta.ppf(1 - level, wrong + 1, np.maximum(others - wrong, 1)), 1.0)
+    return np.log(np.maximum(low - delta, TINY)) - np.log(high)

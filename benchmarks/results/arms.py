@@ -220,7 +220,7 @@ def group(runs: Iterable[Run], revisions: bool = False) -> list[Arm]:
 
 def _choices(arms: Sequence[Arm]) -> dict[str, tuple[str, ...]]:
     """The choices besides defense and poisoning that differ between arms."""
-    groups = ("task", "model", "federation", "leakage")
+    groups = ("task", "model", "federation", "leakage", "inference")
     differing = [g for g in groups if len({str(a.runs[0].choices.get(g)) for a in arms}) > 1]
     return {a.key: tuple(str(a.runs[0].choices.get(g) or f"no {g}") for g in differing) for a in arms}
 

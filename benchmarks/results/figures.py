@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from privbench.benchmarks.results.arms import GUESSES, Arm, estimate
 from privbench.benchmarks.results.attested import attested_clients
+from privbench.benchmarks.results.inference_figures import ROC, membership_roc
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.mechanisms import noise_mechanisms
 from privbench.benchmarks.results.reconstructions import reconstructions
@@ -55,6 +56,7 @@ NAMES = (
     "leakage",
     "noise_mechanisms",
     "attested_clients",
+    ROC,
     "reconstructions",
 )
 """How the names of the files begin."""
@@ -67,6 +69,7 @@ def every(results: Results) -> Iterator[tuple[str, Figure]]:
         Refused: if an arm can't be averaged.
     """
     simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage, noise_mechanisms, attested_clients)
+    simple = (*simple, membership_roc)
     for name, draw in zip(NAMES, simple, strict=False):
         figure = draw(results)
         if figure is not None:

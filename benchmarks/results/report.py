@@ -7,6 +7,9 @@ from rich.console import Console
 
 from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
 from privbench.benchmarks.results.figures import NAMES, write
+from privbench.benchmarks.results.inference import groups as inferences
+from privbench.benchmarks.results.inference import inference_table
+from privbench.benchmarks.results.inference_figures import EPSILON, empirical_epsilon
 from privbench.benchmarks.results.leakage_curves import leakage_curves
 from privbench.benchmarks.results.leakage_table import leakage_table
 from privbench.benchmarks.results.load import Refusal, Results, load
@@ -28,6 +31,7 @@ class Report:
         refused: arms without a mean, and why.
         privacy: client-level mechanisms side by side, if there are several.
         leakage: what each adversary reconstructed, if anything was attacked.
+        inference: what audits and membership inference found, if there were any.
         published: published figures beside measured ones, where the experiment is a paper's.
     """
 
@@ -38,6 +42,7 @@ class Report:
     privacy: Table | None = None
     leakage: Table | None = None
     published: Table | None = None
+    inference: Table | None = None
 
     @property
     def status(self) -> int:
@@ -69,9 +74,10 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     compared, leaked = privacy(kept), leakage_table(kept)
     files = [*_texts(folder, "table", shown), *_texts(folder, "privacy", compared), *_texts(folder, "leakage", leaked)]
     beside = published(kept)
-    files += _texts(folder, "published", beside)
+    inferred = inference_table(kept)
+    files += [*_texts(folder, "published", beside), *_texts(folder, "inference", inferred)]
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside)
+    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred)
     if console is not None:
         _print(made, console)
     return made
@@ -101,17 +107,20 @@ def _figures(results: Results, folder: Path) -> list[Path]:
     for number, group in enumerate(groups(results)):
         figure = leakage_by_clients(group)
         files += save(figure, folder / (f"{NAME}-{number}" if number else NAME)) if figure else []
+    for number, group in enumerate(inferences(results)):
+        figure = empirical_epsilon(group)
+        files += save(figure, folder / (f"{EPSILON}-{number}" if number else EPSILON)) if figure else []
     for name, figure in leakage_curves(results):
         number = sum(f.name.startswith(name) for f in files) // 2
         files += save(figure, folder / (f"{name}-{number}" if number else name))
     for old in folder.glob("*"):
-        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith((*NAMES, NAME)):
+        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith((*NAMES, NAME, EPSILON)):
             old.unlink()
     return files
 
 
 def _print(made: Report, console: Console) -> None:
-    for shown in filter(None, (made.table, made.privacy, made.published)):
+    for shown in filter(None, (made.table, made.privacy, made.published, made.inference)):
         for block in shown.blocks(console.width):
             console.print(block)
         for note in shown.notes:

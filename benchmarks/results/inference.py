@@ -1,0 +1,177 @@
+"""What audits and membership inference found: as points, as curves of two rates, and as a table."""
+
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from privbench.benchmarks.build import canonical
+from privbench.benchmarks.results.arms import Arm, Estimate
+from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.read import MalformedError
+from privbench.benchmarks.results.runs import Metric
+from privbench.benchmarks.results.style import words
+from privbench.benchmarks.results.tabular import Table, number
+
+APART = ("defense", "poisoning", "inference")
+RATE = "membership_tpr_at_1_percent_fpr"
+
+
+def groups(results: Results) -> list[Results]:
+    """Results that differ in defense, poisoning and inference alone, of those in which something was inferred."""
+    found: dict[str, list[Any]] = {}
+    for run in results.runs:
+        if "inference" in run.settings:
+            settings = {k: v for k, v in run.settings.items() if k not in APART}
+            found.setdefault(canonical(settings), []).append(run)
+    return [replace(results, runs=tuple(runs)) for runs in found.values()]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one arm's inference says of one adversary.
+
+    Args:
+        arm: labelled without its inference.
+        adversary: whose view was used.
+        rows: of ``empirical_epsilon``, one a seed.
+    """
+
+    arm: Arm
+    adversary: str
+    rows: tuple[Metric, ...]
+
+    @property
+    def method(self) -> str:
+        return str(self.rows[0].more.get("method"))
+
+    @property
+    def unit(self) -> str:
+        return self.rows[0].unit or "record"
+
+    @property
+    def proven(self) -> float:
+        """Of the seeds' the largest; infinite without a claim."""
+        stated = [m.more.get("proven") for m in self.rows]
+        return max(inf if p is None else float(p) for p in stated)
+
+    @property
+    def empirical(self) -> tuple[float, ...]:
+        return tuple(m.value for m in self.rows if m.value is not None)
+
+    @property
+    def violated(self) -> bool:
+        """Whether a seed found more than is proven."""
+        return any(m.status == "violated" for m in self.rows)
+
+    @cached_property
+    def power(self) -> float | None:
+        """Of the audit against half the noise, the least over seeds."""
+        rows = [m for r in self.arm.runs for m in r.rows("audit_power", self.adversary)]
+        values = [m.value for m in rows if m.value is not None]
+        return min(values) if values else None
+
+    def rate(self, metric: str) -> Estimate:
+        """A metric of membership inference over seeds."""
+        return self.arm.leakage(metric, self.adversary)
+
+
+def inferred(results: Results) -> list[Found]:
+    """By arm, inference and adversary.
+
+    Raises:
+        Refused: if an arm can't be averaged.
+    """
+    by_inference: dict[str, list[Any]] = {}
+    for run in results.runs:
+        by_inference.setdefault(canonical(run.settings.get("inference")), []).append(run)
+    found = []
+    for runs in by_inference.values():
+        for arm in replace(results, runs=tuple(runs)).arms():
+            rows = [m for r in arm.runs for m in r.metrics if m.name == "empirical_epsilon"]
+            for adversary in sorted({str(m.adversary) for m in rows}):
+                found.append(Found(arm, adversary, tuple(m for m in rows if m.adversary == adversary)))
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """True against false positive rates, ``(t,)`` each, ascending."""
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+
+    def at(self, fpr: np.ndarray) -> np.ndarray:
+        """The largest TPR at no more than so many false positives."""
+        return self.tpr[np.searchsorted(self.fpr, fpr, side="right") - 1]
+
+
+def curves(arm: Arm, suffix: str = "") -> list[Curve]:
+    """One a seed; ``suffix`` is that of the baseline's arrays. Empty where nothing was kept.
+
+    Raises:
+        MalformedError: if an artifact isn't what its name says.
+    """
+    paths = [r.path / "artifacts" / "membership.npz" for r in arm.runs]
+    return [_read(path, suffix) for path in paths] if all(p.exists() for p in paths) else []
+
+
+def _read(path: Path, suffix: str) -> Curve:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            curve = Curve(file[f"fpr{suffix}"], file[f"tpr{suffix}"])
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise MalformedError(path, 1, f"not an archive of rates ({error})") from None
+    if curve.fpr.shape != curve.tpr.shape or curve.fpr.ndim != 1 or not len(curve.fpr) or curve.fpr[0] > 0:
+        raise MalformedError(path, 1, "rates aren't two equally long lists that begin at 0")
+    return curve
+
+
+def inference_table(results: Results) -> Table | None:
+    """Empirical beside proven epsilon, and membership inference, one row an arm, method and adversary.
+
+    Raises:
+        Refused: if an arm can't be averaged.
+    """
+    found = [f for group in groups(results) for f in inferred(group)]
+    if not found:
+        return None
+    headers = ("defense", "method", "against", "unit", "n", "ε proven", "ε empirical", "power", "AUC", "TPR at\n1% FPR")
+    records = tuple(_record(f) for f in found)
+    rows = tuple(_cells(f, r) for f, r in zip(found, records, strict=True))
+    return Table(headers, rows, tuple(_notes(found)), records)
+
+
+def _record(found: Found) -> dict[str, object]:
+    record: dict[str, object] = {"label": found.arm.label, "defense": found.arm.defense, "n": found.arm.n}
+    record |= {"method": found.method, "adversary": found.adversary, "unit": found.unit}
+    record |= {"epsilon_proven": found.proven, "epsilon_empirical": max(found.empirical, default=None)}
+    record |= {"violated": found.violated, "power": found.power}
+    return record | {m: found.rate(m).mean for m in ("membership_auc", "membership_advantage", RATE)}
+
+
+def _cells(found: Found, record: dict[str, Any]) -> tuple[str, ...]:
+    proven = "∞" if found.proven == inf else f"{found.proven:.3g}"
+    worst = record["epsilon_empirical"]
+    empirical = "—" if worst is None else f"{worst:.3g}" + (" BUG" if found.violated else "")
+    power = "—" if found.power is None else f"{found.power:.2g}"
+    numbers = [number(found.rate("membership_auc"), 3), number(found.rate(RATE), 3)]
+    who = (found.arm.label, words(found.method), words(found.adversary), found.unit, f"n={found.arm.n}")
+    return (*who, proven, empirical, power, *numbers)
+
+
+def _notes(found: Sequence[Found]) -> Iterable[str]:
+    yield "ε empirical: a lower bound, the largest over seeds, each at the confidence of its run."
+    if any(f.power is not None for f in found):
+        yield "power: probability that the audit finds half the noise, for the best adversary that the claim allows."
+    for f in found:
+        for m in f.rows:
+            if m.status == "violated":
+                yield f"BUG FOUND in {f.arm.label}: {m.reason}"
+    if any(isfinite(f.proven) and f.method != "canaries" for f in found):
+        yield "Membership inference bounds ε loosely: it is of one model, whose records aren't independent."

@@ -1,0 +1,103 @@
+"""Membership inference in real runs, and what its shadow federations are trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.measures import membership
+from privbench.benchmarks.measures.membership import Membership, Shadow, pooled, train_shadow
+from privbench.benchmarks.sweep import compose
+
+PLAIN = ["task=digits", "task.records=200", "model=mlp", "federation.clients=4", "federation.rounds=2"]
+PLAIN += ["federation.workers=1"]
+
+BY_HEART = [*PLAIN, "federation.clients=1", "federation.local.epochs=40", "federation.local.learning_rate=0.3"]
+
+
+def named(rows, metric):
+    return [row for row in rows if row["metric"] == metric]
+
+
+def test_lira_finds_records_that_were_learnt_by_heart(tmp_path, do):
+    _, rows, path = do(tmp_path, *BY_HEART, "inference=lira", "inference.shadows=8", "inference.candidates=100")
+    found = {row["metric"]: row for row in rows}
+    auc, baseline = found["membership_auc"], found["membership_auc_loss_threshold"]
+    assert auc["value"] > 0.6
+    assert (auc["members"], auc["non_members"], auc["method"]) == (100, 100, "lira_online")
+    assert baseline["method"] == "loss_threshold"
+    assert found["membership_balanced_accuracy"]["value"] == (1 + found["membership_advantage"]["value"]) / 2
+    few = found["membership_tpr_at_0.1_percent_fpr"]
+    assert (few["value"], few["status"]) == (None, "not_applicable")
+    assert "100 non-members: a false positive rate of 0.1% needs 10000" in few["reason"]
+    with np.load(path / "artifacts" / "membership.npz") as file:
+        assert file["shadows"].shape == file["inside"].shape == (8, 200)
+        # In training a record is fitted better than out of it, in every second model.
+        inside = file["inside"]
+        assert file["shadows"][inside].mean() > file["shadows"][~inside].mean() + 0.5
+        assert file["fpr"][0] == 0 and file["tpr"][-1] == 1  # noqa: PT018
+
+
+def test_the_loss_alone_needs_no_shadow_models(tmp_path, do):
+    _, rows, _ = do(tmp_path, *PLAIN, "inference=loss_threshold", "inference.candidates=50")
+    assert len(named(rows, "membership_auc")) == 1
+    assert not named(rows, "membership_auc_loss_threshold")
+    assert {row["method"] for row in rows if "method" in row} == {"loss_threshold"}
+
+
+def test_a_shadow_is_trained_on_its_half_of_the_candidates_and_on_all_others(tmp_path, monkeypatch):
+    prepared = compose([*PLAIN, "federation.rounds=1", "inference=lira", f"results_dir={tmp_path}"])
+    data, made = prepared.federation.task.data, []
+
+    class Spy(Federation):
+        def __post_init__(self):
+            super().__post_init__()
+            made.append(self)
+
+    monkeypatch.setattr(membership, "Federation", Spy)
+    pool, members = pooled(data, 30, 0)
+    inside = np.arange(60) % 2 == 0
+    side = prepared.federation.client_side()
+    found = [train_shadow(side, Shadow(prepared.experiment, pool, inside, n)) for n in (0, 1, 0)]
+    assert found[0] is not None
+    assert np.array_equal(found[0], found[2]), "a shadow's streams have names"
+    assert not np.array_equal(found[0], found[1])
+    trained = {tuple(x.flatten().tolist()) for x in made[0].task.data.train.x}
+    there = torch.tensor([tuple(x.flatten().tolist()) in trained for x in pool.records.x])
+    assert torch.equal(there, torch.from_numpy(inside))
+    assert len(made[0].task.data.train) == len(data.train)
+    assert {tuple(x.flatten().tolist()) for x in data.train.x[pool.rest]} <= trained
+    assert made[0].settings == prepared.federation.settings
+    assert made[0].seed not in (made[1].seed, prepared.federation.seed)
+    assert members.sum() == 30
+    assert torch.equal(pool.records.x[:30], data.train.x[pool.members])
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path, do):
+    options = [*PLAIN, "inference=lira", "inference.shadows=4", "inference.candidates=20"]
+    one = do(tmp_path / "a", *options)[1]
+    two = do(tmp_path / "b", *options, "federation.workers=2")[1]
+    metrics = [[r for r in rows if r["metric"].startswith(("membership", "empirical"))] for rows in (one, two)]
+    assert metrics[0] == metrics[1]
+    assert metrics[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "change", "field", "hint"),
+    [
+        ("lira", "shadows=5", "inference.shadows", "even"),
+        ("lira", "shadows=0", "inference.shadows", "lira_online needs them"),
+        ("loss_threshold", "shadows=4", "inference.shadows", "needs none"),
+        ("lira", "candidates=3", "inference.candidates", "at least 10"),
+        ("lira", "confidence=0", "inference.confidence", r"\(0, 1\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(tmp_path, option, change, field, hint):
+    with pytest.raises(ConfigError, match=hint) as caught:
+        compose([*PLAIN, f"inference={option}", f"inference.{change}", f"results_dir={tmp_path}"])
+    assert caught.value.field == field
+
+
+def test_the_default_is_lira():
+    assert Membership().attack.name == "lira_online"
