@@ -21,6 +21,7 @@ RUN_DOCUMENTS = (
     "docs/configuration.md",
     "docs/leakage-experiments.md",
     "docs/accounting.md",
+    "docs/membership-and-audit.md",
     "docs/secure-aggregation.md",
 )
 
@@ -46,6 +47,14 @@ SHRUNK = {
         "leakage.rounds=[1]",
         "leakage.attack.iterations=2",
         "leakage.victims=1",
+    ),
+    "experiment=dp_audit": (
+        *TINY,
+        "+arm/dp_audit=none,dp_local_clip_only",
+        "+arm/dp_audit_inference=lira",
+        "inference.shadows=4",
+        "inference.candidates=20",
+        "federation.local.steps=2",
     ),
     "experiment=clipping": (*TINY, "seed=0", "defense.aggregation.clip=1"),
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from privbench.benchmarks.tasks.task import Split
 TRAIN = Split(torch.randn(60, 4), torch.arange(60) % 3)
 
 
-def planted(unit="record", seed=0, **fields):
+def planted(unit: Any = "record", seed=0, **fields):
     return Canaries(**{"count": 50, **fields}).plant(unit, 4, 80, TRAIN, 3, seed)
 
 
