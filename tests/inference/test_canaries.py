@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from privbench.attacks.inference import Canaries
+from privbench.attacks.inference.canaries import Planted
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.tasks.task import Split
 
 TRAIN = Split(torch.randn(60, 4), torch.arange(60) % 3)
 
 
-def planted(unit: Any = "record", seed=0, **fields):
+def planted(unit: Any = "record", seed: int = 0, **fields: Any) -> Planted:
     return Canaries(**{"count": 50, **fields}).plant(unit, 4, 80, TRAIN, 3, seed)
 
 
