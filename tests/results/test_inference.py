@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from privbench.benchmarks.results import inference, inference_figures
 from privbench.benchmarks.results.load import load
@@ -34,7 +35,7 @@ def write(fake: Any, defense: str, seed: int = 0, method: str = "canaries", epsi
         lines += [line("membership_auc", 0.7 + 0.1 * seed, **who), line(inference.RATE, 0.2, **who)]
         fpr = np.linspace(0, 1, 101)
         tpr = fpr ** SLOPE[defense]
-        arrays = {"fpr": fpr, "tpr": tpr, "fpr_loss_threshold": fpr, "tpr_loss_threshold": fpr}
+        arrays: dict[str, Any] = {"fpr": fpr, "tpr": tpr, "fpr_loss_threshold": fpr, "tpr_loss_threshold": fpr}
         np.savez(path / "artifacts" / "membership.npz", **arrays)
     with open(path / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps(one) + "\n" for one in lines)
@@ -48,6 +49,11 @@ def sweep(fake: Fake, epsilon: float = 1.0) -> Path:
 
 def texts(figure: Figure) -> list[str]:
     return [t.get_text() for axes in figure.axes for t in axes.texts]
+
+
+def points(drawn: Line2D) -> tuple[np.ndarray, np.ndarray]:
+    x, y = drawn.get_data()
+    return np.asarray(x), np.asarray(y)
 
 
 def test_a_row_has_the_largest_bound_of_all_seeds(fake):
@@ -89,12 +95,12 @@ def test_curves_stand_beside_what_the_guarantee_allows(fake):
     assert figure is not None
     attack, baseline = figure.axes
     lines = {str(found.get_label()): found for found in attack.lines}
-    fpr, tpr = lines["dp_local"].get_data()
+    fpr, tpr = points(lines["dp_local"])
     np.testing.assert_allclose(tpr[-1], 1)
-    assert (np.asarray(tpr) >= np.asarray(fpr) - 0.02).all()
-    dashed = [found for found in attack.lines if found.get_linestyle() == "--" and len(found.get_xdata()) > 2]
+    assert (tpr >= fpr - 0.02).all()
+    dashed = [found for found in attack.lines if found.get_linestyle() == "--" and len(points(found)[0]) > 2]
     assert len(dashed) == 1, "the arm without a guarantee has no bound"
-    x, y = dashed[0].get_data()
+    x, y = points(dashed[0])
     np.testing.assert_allclose(y[0], 1 - np.exp(-8) * (1 - 1e-3 - x[0]))
     assert baseline.get_title() == "loss threshold"
 
