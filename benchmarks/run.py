@@ -94,6 +94,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     session = engine = None
     over = False
     try:
+        federation.settle(state)
         session = federation.session(state, prepared.id, record.path / "artifacts" / "attestation", workers)
         side = federation.client_side(session)
         engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
@@ -126,6 +127,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     if federation.plan:
         _state(prepared, state, record)
     done = {"privacy": _statements(federation, state.ledger), "assurance": assurance, "stopped": stopped}
+    done["per_sample"] = state.per_sample
     attacked = prepared.experiment.leakage.rounds if prepared.experiment.leakage else ()
     unreached = [r for r in attacked if r > state.round]
     if unreached:
@@ -163,6 +165,8 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "parameters": prepared.federation.layout.trainable,
         "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
+        # How clipped gradients are computed: chosen by a measurement, and the ways differ in rounding.
+        "per_sample": local.chosen,
     }
 
 
@@ -208,7 +212,8 @@ def _measure(
     for name, value in finished.released.extras.items():
         yield {"metric": name, "round": number, "value": float(value)}
     if last or number % settings.evaluate_every == 0:
-        federation.layout.write(finished.released.model, model)
+        average = finished.state.average
+        federation.layout.write(finished.released.model if average is None else average, model)
         yield from _utility(prepared.experiment, model, number)
     if prepared.experiment.leakage and number in prepared.experiment.leakage.rounds:
         yield from attacks(prepared, prepared.experiment.leakage, finished, side, engine, record)

@@ -35,5 +35,5 @@ def training(federation: "Federation") -> dict[str, Any]:
         "inputs": {"name": spec.name, "shape": spec.shape, "classes": spec.classes, "domain": spec.domain},
         "task": f"{task.__module__}.{task.__qualname__}",
         "work": describe(federation.settings.local),
-        "local": describe(federation.defense.local),
+        "local": describe(federation.local),
     }

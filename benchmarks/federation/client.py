@@ -11,13 +11,14 @@ from privbench.attacks.inference.canaries import Own, Planted
 from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
-from privbench.benchmarks.federation.trainer import Loss, Trainer
+from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.benchmarks.tasks.trigger import Patch
 from privbench.defenses.accounting.plan import Plan
 from privbench.defenses.channel import Message, Session
 from privbench.defenses.local import Local
+from privbench.defenses.local.per_sample.engine import Loss
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """A federation: who trains what, under which defense; checked before anything is trained."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +27,10 @@ from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientPlan, Facts
 from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.channel import Attested, Session, Setup
+from privbench.defenses.local.per_sample import Units
+
+MEASURED = 256
+"""Records at most in a step that is timed."""
 
 
 @dataclass
@@ -91,6 +96,7 @@ class Federation:
             type(self.defense.local).__name__,
             f"no DP-SGD: the loss of {type(self.task).__name__} doesn't separate by record",
         )
+        settings.local.augmentation.check(self.task.spec)
         self.defense.check(self.model, self.layout)
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts, self.layout.size)
@@ -110,6 +116,7 @@ class Federation:
             f"{tampering} of {self.clients} clients tamper and add no noise: count on the others alone",
         )
         self.attackers = frozenset(range(self.clients - attackers, self.clients))
+        self.local = self.defense.local
         if self.attests:
             attested.check(self)
 
@@ -206,6 +213,25 @@ class Federation:
         """The state before the first round."""
         return ServerState(round=0, model=self.layout.read(self.model))
 
+    def settle(self, state: ServerState) -> None:
+        """Have the local mechanism choose what it measures on this machine, once for all clients.
+
+        Args:
+            state: keeps the choice, by which a resumed run goes on.
+
+        Raises:
+            ConfigError: if it can't train the model.
+        """
+        if not self.local.private:
+            return
+        # As many records as a step of the client with most: they are only timed.
+        batch = self.task.data.train.take(torch.arange(min(MEASURED, max(self.facts.batch), len(self.task.data.train))))
+        views = self.settings.local.augmentation.multiplicity
+        x, y = (one.to(self.device).repeat_interleave(views, 0) for one in (batch.x, batch.y))
+        model = copy.deepcopy(self.model).to(self.device).train()
+        self.local = self.defense.local.settle(state.per_sample, model, self.task.loss, Units(x, y, views))
+        state.per_sample = self.local.chosen
+
     def session(self, state: ServerState, run: str = "run", folder: Path | None = None, workers: int = 1) -> Session:
         """The channel at work in this run, before its first round or after ``state.round`` of them.
 
@@ -248,6 +274,8 @@ class Federation:
         Args:
             session: the channel at work; ``None`` starts one, which whoever asks closes (``side.channel.close()``).
         """
+        if session is None:
+            self.settle(self.start())
         return ClientSide(
             seed=self.seed,
             data=self.task.data.train,
@@ -258,7 +286,7 @@ class Federation:
             layout=self.layout,
             loss=self.task.loss,
             work=self.settings.local,
-            local=self.defense.local,
+            local=self.local,
             channel=session or self.session(self.start()),
             plan=self.plan,
             poisoner=self.poisoner,

@@ -115,6 +115,7 @@ class Loop:
         if not bool(torch.isfinite(released.model).all()):
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
         state.model, state.round = released.model, context.round
+        state.averaged(federation.settings.averaging)
         answered = here if released.cohort is None else released.cohort
         state.cohorts.append(len(answered))
         if federation.plan:

@@ -33,6 +33,8 @@ class ServerState:
         cohorts: how many clients answered, by round.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
         scores: what an audit has added up of its canaries, ``(m,)`` by adversary.
+        average: of the rounds' models, ``(layout.size,)``, where there is one.
+        per_sample: the way of computing clipped gradients that was chosen where the run began.
     """
 
     round: int
@@ -46,6 +48,17 @@ class ServerState:
     cohorts: list[int] = field(default_factory=list)
     views: dict[str, list[RoundView]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
+    average: Tensor | None = None
+    per_sample: str | None = None
+
+    def averaged(self, decay: float) -> None:
+        """Take the round's model into the average; in the first rounds it forgets faster, to be near the model."""
+        if not decay:
+            return
+        if self.average is None:
+            self.average = self.model.clone()
+        else:
+            self.average.lerp_(self.model, 1 - min(decay, (1 + self.round) / (10 + self.round)))
 
 
 class ServerOptimizer(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from privbench.benchmarks.build import RUNTIME, require
+from privbench.benchmarks.federation.augmentation import Augmentation
 from privbench.benchmarks.federation.server import ServerOptimizer, ServerSGD
 from privbench.benchmarks.federation.update import Kind
 
@@ -23,6 +24,7 @@ class LocalWork:
         proximal: mu of FedProx's term mu/2 ||w - w_t||^2 (Li et al. 2020), >= 0.
         share: ``update`` sends new minus received parameters (FedAvg, McMahan et al. 2017); ``gradient`` stays at the
             received model and sends the gradient averaged over the steps (FedSGD).
+        augmentation: random changes of the images in each step.
     """
 
     learning_rate: float = 0.1
@@ -33,6 +35,7 @@ class LocalWork:
     weight_decay: float = 0.0
     proximal: float = 0.0
     share: Kind = "update"
+    augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
         require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "must be positive")
@@ -69,6 +72,9 @@ class FederationSettings:
             privacy plan needs, else ``records``.
         dropout: probability that an invited client never answers, in [0, 1).
         evaluate_every: rounds between evaluations; the last round is always evaluated.
+        averaging: decay of an exponential moving average of the rounds' models, in [0, 1), 0 for none; utility is the
+            average's (De et al. 2022, section 3.2, there over steps). It costs no privacy, and training goes on from
+            the round's model.
         local: the clients' work.
         server: the server optimiser.
         patience: seconds in which no client answers, after which the run stops; ``None`` waits for ever. Clients in the
@@ -83,6 +89,7 @@ class FederationSettings:
     weighting: Literal["records", "equal"] | None = None
     dropout: float = 0.0
     evaluate_every: int = 1
+    averaging: float = 0.0
     local: LocalWork = field(default_factory=LocalWork)
     server: ServerOptimizer = field(default_factory=ServerSGD)
     patience: float | None = field(default=3600.0, metadata=RUNTIME)
@@ -93,6 +100,7 @@ class FederationSettings:
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(0 < self.participation <= 1, "participation", self.participation, "a fraction in (0, 1]")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
+        require(0 <= self.averaging < 1, "averaging", self.averaging, "a decay in [0, 1), 0 for none")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")
         require(self.patience is None or self.patience > 0, "patience", self.patience, "seconds, more than 0, or null")
         require(self.workers is None or self.workers >= 1, "workers", self.workers, "at least 1, or null for the cores")

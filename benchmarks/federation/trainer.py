@@ -1,7 +1,6 @@
 """Local training: the hot path."""
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +12,8 @@ from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Split
 from privbench.defenses.accounting.plan import Plan
 from privbench.defenses.local import Local
-
-Loss = Callable[[nn.Module, tuple[Tensor, Tensor]], Tensor]
+from privbench.defenses.local.per_sample import Units
+from privbench.defenses.local.per_sample.engine import Loss
 
 
 class Trainer:
@@ -24,15 +23,16 @@ class Trainer:
     as fast as ``nn.Module`` with ``torch.optim`` (``benchmarks/speed/federation.py``).
 
     Attributes:
-        model: as training calls it (the local mechanism may have wrapped it).
+        model: what is trained.
+        prepared: what the local mechanism made for it.
         weights, gradient: flat, ``(layout.trainable,)``, in this trainer's own order of entries.
         drawn: an audit's gradient canaries in the batch at hand, ``None`` outside of one.
     """
 
     def __init__(self, model: nn.Module, layout: Layout, loss: Loss, local: Local, device: torch.device):
         self.layout, self.loss, self.local, self.device = layout, loss, local, device
-        self._bare = copy.deepcopy(model).to(device).train()
-        parameters = [p for p in self._bare.parameters() if p.requires_grad]
+        self.model = copy.deepcopy(model).to(device).train()
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.weights = torch.empty(layout.trainable, device=device)
         self.gradient = torch.zeros(layout.trainable, device=device)
         self.drawn: Drawn | None = None
@@ -43,9 +43,9 @@ class Trainer:
             p.data, p.grad = _place(self.weights[start:end], p), _place(self.gradient[start:end], p)
             start = end
         # A cumulative average (momentum=None) counts batches: every client counts from where the model began.
-        counters = {n: b for n, b in self._bare.named_buffers() if not b.is_floating_point()}
+        counters = {n: b for n, b in self.model.named_buffers() if not b.is_floating_point()}
         self._counters = [(buffer, buffer.clone()) for buffer in counters.values()]
-        self.model = local.prepare(self._bare)
+        self.prepared = local.prepare(self.model, loss)
 
     def train(
         self,
@@ -73,7 +73,8 @@ class Trainer:
         """
         batches = stream(seed, "batches", round, client)
         noise = stream(seed, "noise", round, client)
-        self.layout.write(received, self._bare)
+        changes = stream(seed, "augmentation", round, client)
+        self.layout.write(received, self.model)
         for buffer, start in self._counters:
             buffer.copy_(start)
         own = len(records)
@@ -92,7 +93,7 @@ class Trainer:
                 if canaries:
                     index, numbers = canaries.parted(index, own)
                     self.drawn = canaries.drawn(numbers, self.layout.trainable)
-                self.local.gradient(self, x[index], y[index], client, plan, noise)
+                self.local.gradient(self, self._units(x[index], y[index], work, changes), client, plan, noise)
                 if total is not None:
                     total += self.gradient
                     continue
@@ -104,7 +105,7 @@ class Trainer:
                 self.weights.add_(step, alpha=-work.learning_rate)
         if total is not None:
             self.weights.copy_(total / work.local_steps(enrolled))
-        vector = self.layout.read(self._bare).cpu()
+        vector = self.layout.read(self.model).cpu()
         p = self.layout.trainable
         if total is None:
             vector -= received
@@ -113,9 +114,17 @@ class Trainer:
         self.drawn = None
         return Update(vector, self.layout, work.share, enrolled)
 
+    @staticmethod
+    def _units(x: Tensor, y: Tensor, work: LocalWork, generator: torch.Generator) -> Units:
+        """A batch as the local mechanism gets it."""
+        augmentation = work.augmentation
+        if augmentation.idle or len(y) == 0:
+            return Units(x, y)
+        return Units(*augmentation.views(x, y, generator), augmentation.multiplicity)
+
     def add(self, vector: Tensor) -> None:
         """Add ``vector``, ``(layout.trainable,)`` in the layout's order, to the gradient."""
-        parameters = [p for p in self._bare.parameters() if p.requires_grad]
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
         for p, part in zip(parameters, vector.to(self.device).split([p.numel() for p in parameters]), strict=True):
             assert p.grad is not None
             p.grad.add_(part.view(p.shape))

@@ -1,17 +1,18 @@
-"""DP-SGD on each client (Abadi et al. 2016), with Opacus' per-sample gradients."""
+"""DP-SGD on each client (Abadi et al. 2016)."""
 
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.local.local import Local
+from privbench.defenses.local.per_sample import ENGINES, ClippedSum, Units, choose
+from privbench.defenses.local.per_sample.engine import Loss, factors
 from privbench.defenses.noise import gaussian
 
 if TYPE_CHECKING:
@@ -26,9 +27,25 @@ class DPSGD(Local):
     The sum of clipped gradients plus N(0, (sigma C)^2) is divided by the expected batch size. Clip, noise and
     source are the privacy plan's. An empty batch is a step too: it adds noise and counts. A record whose gradient
     isn't finite contributes zero.
+
+    Args:
+        per_sample: how gradients are clipped one by one: ``book_keeping``, ``vmap``, ``loop``, or what is fastest by a
+            short measurement (``auto``), which the manifest names: they differ in rounding.
+        memory: GiB; batches are worked off in parts that need no more for all that grows with a batch.
     """
 
+    per_sample: Literal["auto", "book_keeping", "vmap", "loop"] = "auto"
+    memory: float = 1.0
     private = True
+
+    def __post_init__(self) -> None:
+        hint = f"auto, {', '.join(ENGINES)}"
+        require(self.per_sample in ("auto", *ENGINES), "per_sample", self.per_sample, hint)
+        require(self.memory > 0, "memory", self.memory, "GiB, more than 0")
+
+    @property
+    def chosen(self) -> str | None:
+        return self.per_sample
 
     def check(self, model: nn.Module) -> None:
         from opacus.validators import ModuleValidator
@@ -41,10 +58,13 @@ class DPSGD(Local):
                 f"DP-SGD can't train it: {str(errors[0]).split('. ')[0]}; use GroupNorm in place of BatchNorm",
             )
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        from opacus import GradSampleModule
+    def settle(self, chosen: str | None, model: nn.Module, loss: Loss, batch: Units) -> "DPSGD":
+        """With the engine that a run began with, or the fastest here."""
+        name: Any = chosen or self.per_sample
+        return replace(self, per_sample=choose(model, loss, batch, self.memory) if name == "auto" else name)
 
-        return GradSampleModule(model, loss_reduction="mean")
+    def prepare(self, model: nn.Module, loss: Loss) -> ClippedSum:
+        return ClippedSum(model, loss, self.per_sample, self.memory)
 
     def batches(self, records: int, work: LocalWork, generator: torch.Generator) -> Iterator[Tensor]:
         rate = work.batch(records) / records
@@ -56,35 +76,16 @@ class DPSGD(Local):
         return max(1, round(records * (1 - missed)))
 
     def gradient(
-        self, trainer: "Trainer", x: Tensor, y: Tensor, client: int, plan: "Plan | None", generator: torch.Generator
+        self, trainer: "Trainer", units: Units, client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:
         assert isinstance(plan, RecordPlan)
         gradient = trainer.gradient
-        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
         gradient.zero_()
-        if len(y):
-            with warnings.catch_warnings():
-                # Inputs need no gradient here, which the full backward hooks warn of on every layer.
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                trainer.loss(trainer.model, (x, y)).backward()
-            samples = [p.grad_sample for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
-            factor = _clip_factors(samples, plan.clip)
-            for p, per_sample in zip(parameters, samples, strict=True):
-                assert p.grad is not None
-                p.grad.copy_(torch.tensordot(factor, per_sample.nan_to_num(0.0, 0.0, 0.0), dims=1))
-                p.grad_sample = None  # pyright: ignore[reportAttributeAccessIssue]
+        trainer.prepared.add(units, plan.clip)
         if trainer.drawn is not None:
             # An audit's records: the same clip, before the same noise.
-            norm = torch.full((1, 1), trainer.drawn.length * plan.clip)
-            trainer.add(trainer.drawn.direction * norm[0] * _clip_factors([norm], plan.clip))
+            norm = torch.tensor(trainer.drawn.length * plan.clip)
+            trainer.add(trainer.drawn.direction * norm * factors(norm, plan.clip))
         sigma = plan.sigmas[client]
         noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
         gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])
-
-
-def _clip_factors(samples: list[Tensor], clip: float) -> Tensor:
-    """``min(1, C / norm)`` of each record's gradient, shape (b,); 0 where it isn't finite."""
-    norms = torch.stack([s.flatten(1).norm(dim=1) for s in samples]).norm(dim=0)
-    # Just below C, since the norm of a clipped float32 gradient can come out at 1.000004 C.
-    factors = (clip * (1 - 1e-5) / norms.clamp(min=1e-12)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.view import Known
+from privbench.defenses.local.per_sample.engine import Loss, Units
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.trainer import Trainer
@@ -36,6 +37,11 @@ class Local:
     def discrete(self) -> bool:
         return False
 
+    @property
+    def chosen(self) -> str | None:
+        """The way of computing clipped gradients one by one, if it does that."""
+        return None
+
     def check(self, model: nn.Module) -> None:
         """Refuse a model that this mechanism can't train.
 
@@ -47,9 +53,19 @@ class Local:
         """What is published of it without a privacy plan: of an ``update``, the ``aggregate``, the ``release``."""
         return Known()
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model as training will call it; done once a process."""
-        return model
+    def settle(self, chosen: str | None, model: nn.Module, loss: Loss, batch: Units) -> "Local":
+        """The same with all that is chosen by a measurement on this machine.
+
+        Args:
+            chosen: what a run began with, which is resumed.
+            model: left as it is.
+            loss: of a batch.
+            batch: one like those of training.
+        """
+        return self
+
+    def prepare(self, model: nn.Module, loss: Loss) -> Any:
+        """What :meth:`gradient` needs for this model; made once a process, kept as ``trainer.prepared``."""
 
     def batches(self, records: int, work: LocalWork, generator: torch.Generator) -> Iterator[Tensor]:
         """Indices of each local step's batch."""
@@ -64,18 +80,18 @@ class Local:
         return min(records, work.batch(records) * work.local_steps(records))
 
     def gradient(
-        self, trainer: "Trainer", x: Tensor, y: Tensor, client: int, plan: "Plan | None", generator: torch.Generator
+        self, trainer: "Trainer", units: Units, client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:
         """Leave the gradient of one batch in ``trainer.gradient``."""
         trainer.gradient.zero_()
-        if len(y):
-            trainer.loss(trainer.model, (x, y)).backward()
+        if len(units):
+            trainer.loss(trainer.model, (units.x, units.y)).backward()
         canaries = trainer.drawn
         if canaries is not None and canaries.number:
             # Nothing clips them: the clip is taken for 1.
-            trainer.gradient.mul_(len(y))
+            trainer.gradient.mul_(len(units))
             trainer.add(canaries.direction * canaries.length)
-            trainer.gradient.div_(len(y) + canaries.number)
+            trainer.gradient.div_(len(units) + canaries.number)
 
     def send(self, update: Update, client: int, plan: "Plan | None", generator: torch.Generator) -> Update:
         """The update as it leaves the client."""

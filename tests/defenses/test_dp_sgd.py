@@ -15,6 +15,7 @@ from privbench.benchmarks.tasks.models.resnet import ResNet18
 from privbench.benchmarks.tasks.task import Split
 from privbench.defenses.accounting import Facts, RecordLevel
 from privbench.defenses.local import DPSGD, Local
+from privbench.defenses.local.per_sample import Units
 from privbench.defenses.noise import Source
 
 CPU = torch.device("cpu")
@@ -44,10 +45,10 @@ def step(
     """The gradient that one step leaves for these records, as a named flat vector."""
     layout = Layout.of(model)
     trainer = Trainer(model, layout, Classification.loss, DPSGD(), CPU)
-    layout.write(layout.read(model), trainer._bare)
+    layout.write(layout.read(model), trainer.model)
     bound = plan(64, LocalWork(batch_size=batch), sigma, source)
-    trainer.local.gradient(trainer, x, y, 0, bound, torch.Generator().manual_seed(seed))
-    return torch.cat([p.grad.reshape(-1) for p in trainer._bare.parameters() if p.grad is not None])
+    trainer.local.gradient(trainer, Units(x, y), 0, bound, torch.Generator().manual_seed(seed))
+    return torch.cat([p.grad.reshape(-1) for p in trainer.model.parameters() if p.grad is not None])
 
 
 def clipped_sum(model: nn.Module, x, y) -> torch.Tensor:

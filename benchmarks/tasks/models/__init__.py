@@ -9,6 +9,7 @@ from privbench.benchmarks.tasks.models.lenet import LeNet
 from privbench.benchmarks.tasks.models.resnet import ResNet18, ResNet20
 from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
 from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
+from privbench.benchmarks.tasks.models.tanh_cnn import TanhCNN
 
 __all__ = [
     "CNN6",
@@ -23,5 +24,6 @@ __all__ = [
     "ResNet20",
     "SignalCNN",
     "SmallCNN",
+    "TanhCNN",
     "make",
 ]

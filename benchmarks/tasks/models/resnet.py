@@ -8,6 +8,7 @@ from torch import nn
 from privbench.benchmarks.build import require
 from privbench.benchmarks.tasks.models.architecture import expect
 from privbench.benchmarks.tasks.models.norm import norm2d
+from privbench.benchmarks.tasks.models.standardised import standardise
 from privbench.benchmarks.tasks.task import Spec
 
 
@@ -20,9 +21,11 @@ class ResNet18:
 
     Args:
         norm: ``group`` (Wu and He 2018) keeps records apart, as DP-SGD needs; ``batch`` is the original.
+        weight_standardisation: of the convolutions (Qiao et al. 2019), as De et al. 2022 have it under DP-SGD.
     """
 
     norm: Literal["group", "batch"] = "group"
+    weight_standardisation: bool = False
 
     def build(self, spec: Spec) -> nn.Module:
         expect(self, spec, "image", smallest=8)
@@ -41,7 +44,7 @@ class ResNet18:
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         if small:
             model.maxpool = nn.Identity()  # type: ignore[assignment]
-        return model
+        return standardise(model) if self.weight_standardisation else model
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class ResNet20:
     Args:
         width: multiplies the channels; 4 is the ResNet20-4 of Geiping et al. 2020.
         norm: ``group`` (Wu and He 2018) keeps records apart, as DP-SGD needs; ``batch`` is the original.
+        weight_standardisation: of the convolutions (Qiao et al. 2019), as De et al. 2022 have it under DP-SGD.
     """
 
     width: int = 1
     norm: Literal["group", "batch"] = "group"
+    weight_standardisation: bool = False
 
     def __post_init__(self) -> None:
         require(self.width >= 1, "width", self.width, "at least 1")
@@ -81,4 +86,4 @@ class ResNet20:
         for module in model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        return model
+        return standardise(model) if self.weight_standardisation else model
