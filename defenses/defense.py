@@ -9,7 +9,7 @@ from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.update import Layout
 from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.plan import ClientLevel, ClientPlan, Facts, Plan, Privacy, RecordLevel
-from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean, Rule, SumRule
+from privbench.defenses.aggregation import AdaptiveClippedMean, ClippedMean, FixedDenominatorMean, Mean, Rule, SumRule
 from privbench.defenses.channel import Channel, Plaintext, SecAgg
 from privbench.defenses.local import Local
 from privbench.defenses.release import Release, Unchanged
@@ -78,6 +78,13 @@ class Defense:
             "aggregation",
             name,
             "a client-level guarantee needs a rule with a proven sensitivity: use ClippedMean",
+        )
+        adaptive = isinstance(self.privacy, ClientLevel) and self.privacy.adaptive
+        require(
+            isinstance(self.aggregation, AdaptiveClippedMean) == adaptive,
+            "privacy.adaptive" if not adaptive else "aggregation",
+            name if adaptive else adaptive,
+            "an adapted clip goes together with its cost: aggregation=AdaptiveClippedMean with privacy.adaptive=true",
         )
         if isinstance(self.aggregation, ClippedMean):
             require(

@@ -48,6 +48,8 @@ class Plan(Protocol):
         clip: L2 bound C on one unit's contribution.
         noise_multiplier: noise standard deviation over C. At the client level on the sum, or on each client's message
             under local noise; at the record level on a step's sum, the least over clients.
+        update_multiplier: the same for the sum of updates alone, where a part of the privacy goes elsewhere.
+        count_noise: standard deviation of the noise on the number of clients below an adapted clip; 0 without one.
         noise_source: ``seeded`` or ``system``.
         affordable: how many attempts at a round the budget allows; ``None`` without a budget.
     """
@@ -63,6 +65,12 @@ class Plan(Protocol):
 
     @property
     def noise_multiplier(self) -> float: ...
+
+    @property
+    def update_multiplier(self) -> float: ...
+
+    @property
+    def count_noise(self) -> float: ...
 
     @property
     def noise_source(self) -> Source: ...

@@ -38,11 +38,17 @@ class ClientLevel(Guarantee):
         honest: share of the cohort that is counted on to add its noise, in (0, 1]; 1 with central noise.
         present: share of the cohort without which nothing is released, in (0, 1]: distributed noise is made for so
             many, so that clients may drop out. Only behind a channel that holds smaller sums back.
+        adaptive: the clip follows a quantile of the updates' norms, which costs privacy; ``clip`` is the first.
+        count_noise: standard deviation of the noise on the number of clients below the adapted clip, above half the
+            noise multiplier; ``None``: a twentieth of the cohort (Andrew et al. 2021), or twice the noise multiplier
+            if that is more, which makes the noise on updates 3% more.
     """
 
     noise: Noise = "central"
     honest: float = 1.0
     present: float = 1.0
+    adaptive: bool = False
+    count_noise: float | None = None
     unit: ClassVar[Unit] = "client"
 
     def __post_init__(self) -> None:
@@ -52,6 +58,10 @@ class ClientLevel(Guarantee):
         hint = "1: only noise=distributed is made for the clients that are sure to be there"
         require(self.noise == "distributed" or self.present == 1, "present", self.present, hint)
         require(self.noise != "central" or self.honest == 1, "honest", self.honest, "1: with noise=central none counts")
+        hint = "false: only who adds the noise to the sum (noise=central) can adapt the clip"
+        require(self.noise == "central" or not self.adaptive, "adaptive", self.adaptive, hint)
+        hint = "null: there is nothing to count without adaptive=true"
+        require(self.adaptive or self.count_noise is None, "count_noise", self.count_noise, hint)
 
     def bind(self, facts: Facts) -> "ClientPlan":
         """The plan for a federation.
@@ -75,6 +85,9 @@ class ClientLevel(Guarantee):
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
         rate = facts.participation if self.noise == "central" else 1.0
         sigma = self.sigma(rate, facts.rounds, facts.sampling)
+        if self.count_noise is not None:
+            hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
+            require(self.count_noise > sigma / 2, "count_noise", self.count_noise, hint)
         affordable = self.affordable([((rate, sigma), 1)], facts.rounds, facts.sampling)
         return ClientPlan(self, facts, sigma, affordable=affordable)
 
@@ -117,6 +130,23 @@ class ClientPlan:
         return self.guarantee.noise_source
 
     @property
+    def count_noise(self) -> float:
+        """Standard deviation of the noise on the number of clients below an adapted clip; 0 without one."""
+        if not self.guarantee.adaptive:
+            return 0.0
+        given = self.guarantee.count_noise
+        return max(self.expected / 20, 2 * self.noise_multiplier) if given is None else given
+
+    @property
+    def update_multiplier(self) -> float:
+        """Noise on the sum of updates over C: with the count's, which one client moves by 1/2, it costs what z says.
+
+        ``(z^-2 - (2 sigma_b)^-2)^(-1/2)`` (Andrew et al. 2021, theorem 1).
+        """
+        z, counted = self.noise_multiplier, self.count_noise
+        return z if not counted or not z else (z**-2 - (2 * counted) ** -2) ** -0.5
+
+    @property
     def expected(self) -> float:
         """Expected cohort size K, by which sums are divided."""
         return self.facts.participation * self.facts.clients
@@ -156,7 +186,7 @@ class ClientPlan:
 
     def noise_std(self, cohort: float) -> float:
         """Standard deviation of the noise on each coordinate of the released mean if ``cohort`` clients take part."""
-        added = self.noise_multiplier if not self.shares else self.message_multiplier * math.sqrt(cohort)
+        added = self.update_multiplier if not self.shares else self.message_multiplier * math.sqrt(cohort)
         return added * self.clip / self.expected
 
     def tolerates(self, tampering: int) -> bool:
@@ -223,8 +253,14 @@ class ClientPlan:
         return self.guarantee.statement(adversary, terms, history, False, **more)
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
+        mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")
+        if self.count_noise:
+            mechanism += (
+                f"; the clip is adapted by a count with noise of {self.count_noise:.6g}, and the sum's noise is"
+            )
+            mechanism += f" {self.update_multiplier:.6g} times the round's clip"
         return {
-            "mechanism": MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else ""),
+            "mechanism": mechanism,
             "sampling": self.facts.sampling,
             "sampling_rate": self.facts.participation,
             "noise_multiplier": self.noise_multiplier,
@@ -236,7 +272,8 @@ class ClientPlan:
             # What the server adds later is no protection of an update that it reads.
             own = self.message_multiplier * self.clip
             return Known(clip=self.clip, noise_std=own) if self.shares else Known()
-        return Known(clip=self.clip, noise_std=self.noise_std(self.expected))
+        # An adapted clip is another one in each round; what is said of the noise is then of the first.
+        return Known(clip=None if self.count_noise else self.clip, noise_std=self.noise_std(self.expected))
 
 
 @dataclass(frozen=True)
@@ -282,6 +319,14 @@ class RecordPlan:
     @property
     def noise_multiplier(self) -> float:
         return min(self.sigmas)
+
+    @property
+    def update_multiplier(self) -> float:
+        return self.noise_multiplier
+
+    @property
+    def count_noise(self) -> float:
+        return 0.0
 
     @property
     def noise_source(self) -> Source:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
 from privbench.defenses.aggregation.rule import Diverged, check_finite
 from privbench.defenses.aggregation.sums import Sum
+from privbench.defenses.noise import gaussian
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,14 @@ class ClippedMean:
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         # With a clip of its own this is no part of a guarantee: a record-level plan's clip is another bound.
-        plan, total = context.plan if self.clip is None else None, Sum(context)
+        plan = context.plan if self.clip is None else None
         bound = plan.clip if plan else self.clip
         assert bound is not None  # Defense.bind refuses a rule without a bound
+        return self._clipped(updates, bound, context)[0]
+
+    def _clipped(self, updates: Iterable[Update], bound: float, context: RoundContext) -> tuple[Update, int, int]:
+        """The mean, how many updates are in it, and how many of them were clipped."""
+        plan, total = context.plan if self.clip is None else None, Sum(context)
         clipped = count = kept = 0
         for update in updates:
             norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
@@ -75,6 +82,42 @@ class ClippedMean:
         elif count:
             # How many were clipped is an output of its own: under a plan it would need a budget of its own.
             mean.extras["clipped_share"] = torch.tensor(clipped / count)
+        return mean, kept, clipped
+
+
+@dataclass(frozen=True)
+class AdaptiveClippedMean(ClippedMean):
+    """A clip that follows a quantile of the norms (Andrew et al. 2021, algorithm 1).
+
+    Each round ``C <- C exp(-rate (b - quantile))``, where b is the share of updates below the clip, from a count with
+    noise of its own (the plan's ``count_noise``): the plan gives the sum so much more noise that both together cost
+    what its multiplier says. It begins with the plan's clip, and the clip of each round is released.
+
+    Args:
+        quantile: gamma, of the norms of updates, in [0, 1].
+        rate: eta, the rate of the geometric updates, > 0.
+    """
+
+    quantile: float = 0.5
+    rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.clip is None, "clip", self.clip, "null: it is adapted, and begins with the privacy plan's")
+        require(0 <= self.quantile <= 1, "quantile", self.quantile, "in [0, 1]")
+        require(0 < self.rate < math.inf, "rate", self.rate, "must be positive")
+
+    def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
+        plan = context.plan
+        assert plan is not None  # Defense refuses this rule without a plan
+        bound = state.get("clip", plan.clip)
+        mean, kept, clipped = self._clipped(updates, bound, context)
+        # Each counts as 1/2 or -1/2, so that one client moves the count by 1/2 at most (their section 2.2).
+        count = (kept - clipped) - kept / 2
+        noise = gaussian(1, plan.count_noise, plan.noise_source, stream(context.seed, "clip", context.round))
+        below = (count + float(noise)) / context.expected + 0.5
+        state["clip"] = bound * math.exp(-self.rate * (below - self.quantile))
+        mean.extras["clip"] = torch.tensor(bound)
         return mean
 
 

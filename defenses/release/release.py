@@ -43,8 +43,9 @@ class Unchanged:
 class CentralGaussian:
     """Gaussian noise added once, to the mean of clipped updates (McMahan et al. 2018, DP-FedAvg).
 
-    The standard deviation on every coordinate of the mean is ``z C / K``: noise multiplier and clip are the privacy
-    plan's, K is the expected cohort size by which the sum was divided. An empty cohort is noised all the same.
+    The standard deviation on every coordinate of the mean is ``z C / K``: multiplier and clip are the privacy plan's,
+    unless the rule adapts the clip; K is the expected cohort size by which the sum was divided. An empty cohort is
+    noised all the same.
     """
 
     private = True
@@ -54,6 +55,7 @@ class CentralGaussian:
     ) -> Update:
         plan = context.plan
         assert plan is not None  # Defense refuses this station without a plan
-        std = plan.noise_multiplier * plan.clip / context.expected
+        clip = float(aggregate.extras.get("clip", plan.clip))
+        std = plan.update_multiplier * clip / context.expected
         vector = aggregate.vector + gaussian(len(aggregate.vector), std, plan.noise_source, noise)
         return replace(aggregate, vector=vector)

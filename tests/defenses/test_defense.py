@@ -115,7 +115,7 @@ def test_stations_do_not_change_what_they_get(context, updates):
     assert Unchanged().release(update, {}, context(3), noise) is update
 
     class Plan:
-        clip, noise_multiplier, noise_source = 1.0, 1.0, "seeded"
+        clip, update_multiplier, noise_source = 1.0, 1.0, "seeded"
 
     plan: Any = Plan()
     released = CentralGaussian().release(update, {}, context(3, plan=plan), noise)

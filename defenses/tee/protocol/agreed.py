@@ -215,6 +215,8 @@ def contradiction(manifest: Manifest, plan: "Plan") -> str | None:
         return f"a {unit}-level plan with {targets['release']}"
     if central and (getattr(rule, "bounded", None) is not True or manifest.aggregation.get("clip") is not None):
         return f"a client-level plan needs a rule with a proven sensitivity and no clip of its own, not {rule.__name__}"
+    if (plan.count_noise > 0) is not (rule.__name__ == "AdaptiveClippedMean"):
+        return f"a clip is adapted at a cost that the plan counts (adaptive), or not at all: not by {rule.__name__}"
     if manifest.training and (fault := _local(manifest.training["local"]["_target_"], unit, central)):
         return fault
     if len(manifest.layout["names"]) != manifest.layout.get("parameters"):
