@@ -22,6 +22,7 @@ RUN_DOCUMENTS = (
     "docs/leakage-experiments.md",
     "docs/accounting.md",
     "docs/membership-and-audit.md",
+    "docs/private-training.md",
     "docs/secure-aggregation.md",
 )
 

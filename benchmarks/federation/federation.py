@@ -25,6 +25,7 @@ from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientPlan, Facts
+from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.channel import Attested, Session, Setup
 from privbench.defenses.local.per_sample import Units
@@ -128,6 +129,8 @@ class Federation:
         """
         assert self.canaries is not None
         claim = self.defense.privacy.unit if self.defense.privacy else None
+        hint = "record or client: there are no canaries for patients"
+        require(claim != "patient", "defense.privacy.unit", claim, hint)
         unit = self.canaries.unit or claim or "record"
         hint = f"null, or {claim}: a claim is audited with canaries of its unit"
         require(claim in (None, unit), "inference.canaries.unit", unit, hint)
@@ -149,18 +152,47 @@ class Federation:
     def _facts(self) -> Facts:
         planted = self.planted
         records = tuple(planted.enrolled(len(s), c) if planted else len(s) for c, s in enumerate(self.shares))
-        work = self.settings.local
+        work, groups = self.settings.local, self.task.data.train.group
+        patients = None
+        if self.defense.privacy is not None and self.defense.privacy.unit == "patient":
+            self._check_patients()
+            assert groups is not None
+            patients = tuple(len(groups[s].unique()) for s in self.shares)
+        units = patients or records
         return Facts(
             clients=self.clients,
             rounds=self.settings.rounds,
             participation=self.settings.participation,
             sampling=self.sampling,
             records=records,
-            batch=tuple(work.batch(n) for n in records),
-            steps=tuple(work.local_steps(n) for n in records),
+            batch=tuple(work.batch(n) for n in units),
+            steps=tuple(work.local_steps(n) for n in units),
+            patients=patients,
             operator_reads_updates=self.defense.channel.plaintext,
             dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
         )
+
+    def _check_patients(self) -> None:
+        """Refuse a guarantee for patients that other clients' or the test records are of, too.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+        spec, data = self.task.spec, self.task.data
+        field = "defense.privacy.unit"
+        hint = f"record: {spec.name} doesn't say which patient a record is of"
+        require(spec.group == "patient" and data.train.group is not None, field, "patient", hint)
+        hint = "record: an attested client's guest is not told which patient a record is of"
+        require(not self.attests, field, "patient", hint)
+        assert data.train.group is not None
+        owners = [set(data.train.group[s].tolist()) for s in self.shares]
+        hint = "one that keeps a patient's records together: by_group or natural"
+        together = sum(map(len, owners)) == len(set().union(*owners))
+        require(together, "task.partition", type(self.task.partition).__name__, hint)
+        if data.test.group is not None:
+            shared = set().union(*owners) & set(data.test.group.tolist())
+            hint = f"record: {len(shared)} patients have training and test records"
+            require(not shared, field, "patient", hint)
 
     @property
     def public(self) -> Public:
@@ -225,8 +257,11 @@ class Federation:
         if not self.local.private:
             return
         # As many records as a step of the client with most: they are only timed.
-        batch = self.task.data.train.take(torch.arange(min(MEASURED, max(self.facts.batch), len(self.task.data.train))))
         views = self.settings.local.augmentation.multiplicity
+        if isinstance(self.plan, RecordPlan) and self.plan.unit == "patient":
+            views *= self.plan.guarantee.per_patient
+        units = min(max(1, MEASURED // views), max(self.facts.batch), len(self.task.data.train))
+        batch = self.task.data.train.take(torch.arange(units))
         x, y = (one.to(self.device).repeat_interleave(views, 0) for one in (batch.x, batch.y))
         model = copy.deepcopy(self.model).to(self.device).train()
         self.local = self.defense.local.settle(state.per_sample, model, self.task.loss, Units(x, y, views))

@@ -10,9 +10,9 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Split
-from privbench.defenses.accounting.plan import Plan
+from privbench.defenses.accounting.plan import Plan, RecordPlan
 from privbench.defenses.local import Local
-from privbench.defenses.local.per_sample import Units
+from privbench.defenses.local.per_sample import Patients, Units
 from privbench.defenses.local.per_sample.engine import Loss
 
 
@@ -78,7 +78,9 @@ class Trainer:
         for buffer, start in self._counters:
             buffer.copy_(start)
         own = len(records)
+        patients = self._patients(records, plan)
         enrolled = own + (len(canaries) if canaries else 0)
+        units = len(patients) if patients else enrolled
         records = canaries.joined(records) if canaries else records
         x, y = records.x.to(self.device), records.y.to(self.device)
         if self.images:
@@ -89,11 +91,13 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             # Dropout layers draw from torch's global generator; here it is this client's own stream.
             torch.manual_seed(stream(seed, "layers", round, client).initial_seed())
-            for index in self.local.batches(enrolled, work, batches):
+            for index in self.local.batches(units, work, batches):
                 if canaries:
                     index, numbers = canaries.parted(index, own)
                     self.drawn = canaries.drawn(numbers, self.layout.trainable)
-                self.local.gradient(self, self._units(x[index], y[index], work, changes), client, plan, noise)
+                drawn = patients.drawn(x, y, index, changes) if patients else [Units(x[index], y[index])]
+                parts = [self._augmented(part, work, changes) for part in drawn]
+                self.local.gradient(self, parts, client, plan, noise)
                 if total is not None:
                     total += self.gradient
                     continue
@@ -104,7 +108,7 @@ class Trainer:
                 step = self.gradient if velocity is None else velocity.mul_(work.momentum).add_(self.gradient)
                 self.weights.add_(step, alpha=-work.learning_rate)
         if total is not None:
-            self.weights.copy_(total / work.local_steps(enrolled))
+            self.weights.copy_(total / work.local_steps(units))
         vector = self.layout.read(self.model).cpu()
         p = self.layout.trainable
         if total is None:
@@ -114,13 +118,21 @@ class Trainer:
         self.drawn = None
         return Update(vector, self.layout, work.share, enrolled)
 
+    def _patients(self, records: Split, plan: Plan | None) -> Patients | None:
+        """Whom the local mechanism draws, where it isn't records."""
+        if not self.local.private or not isinstance(plan, RecordPlan) or plan.unit != "patient":
+            return None
+        assert records.group is not None  # the federation refuses a data set without
+        return Patients.of(records.group, plan.guarantee.per_patient)
+
     @staticmethod
-    def _units(x: Tensor, y: Tensor, work: LocalWork, generator: torch.Generator) -> Units:
+    def _augmented(batch: Units, work: LocalWork, generator: torch.Generator) -> Units:
         """A batch as the local mechanism gets it."""
         augmentation = work.augmentation
-        if augmentation.idle or len(y) == 0:
-            return Units(x, y)
-        return Units(*augmentation.views(x, y, generator), augmentation.multiplicity)
+        if augmentation.idle or len(batch) == 0:
+            return batch
+        x, y = augmentation.views(batch.x, batch.y, generator)
+        return Units(x, y, batch.views * augmentation.multiplicity)
 
     def add(self, vector: Tensor) -> None:
         """Add ``vector``, ``(layout.trainable,)`` in the layout's order, to the gradient."""

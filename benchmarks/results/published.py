@@ -48,8 +48,7 @@ def published(results: Results) -> Table | None:
     headers = ("defense", "setting", "n", "metric", "seen by", "measured", "attacks", "reported", "difference")
     cells, records = [], []
     for arm, figure, adversary in rows:
-        values = arm.pooled(figure.metric, adversary)
-        done, made = arm.attacks(figure.metric, adversary)
+        values, done, made = _measured(arm, figure.metric, adversary)
         found = mean(values) if values else None
         spread = stdev(values) if len(values) > 1 else None
         difference = None if found is None else found - figure.value
@@ -59,11 +58,11 @@ def published(results: Results) -> Table | None:
                 "\n".join(arm.more),
                 f"n={arm.n}",
                 figure.metric,
-                words(adversary),
+                words(adversary) if adversary else "—",
                 _shown(found, spread),
                 f"{done} of {made}",
                 _shown(figure.value, figure.spread),
-                "—" if difference is None else f"{difference:+.2f}",
+                "—" if difference is None else f"{difference:+.{4 if abs(figure.value) < 1 else 2}f}",
             )
         )
         records.append(
@@ -83,7 +82,12 @@ def published(results: Results) -> Table | None:
             }
         )
     notes = dict.fromkeys(f"{f.metric} {_shown(f.value, f.spread)}: {f.of} ({f.source})." for _, f, _ in rows)
-    return Table(headers, tuple(cells), (*notes, "a ± b: mean and standard deviation over attacks."), tuple(records))
+    return Table(
+        headers,
+        tuple(cells),
+        (*notes, "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks."),
+        tuple(records),
+    )
 
 
 def _stated(arm: Arm) -> list[Published]:
@@ -92,11 +96,23 @@ def _stated(arm: Arm) -> list[Published]:
     return [f for f in made if f.defense in (None, arm.defense)]
 
 
-def _seen(arm: Arm, metric: str) -> list[str]:
+def _seen(arm: Arm, metric: str) -> list[str | None]:
+    """Who measured it; ``None`` for a metric that needs no adversary."""
+    if arm.series(metric):
+        return [None]
     return [x for x in arm.adversaries if arm.leakage(metric, x).state != "absent"]
+
+
+def _measured(arm: Arm, metric: str, adversary: str | None) -> tuple[tuple[float, ...], int, int]:
+    """All values, how many there are, and how many there should be; of utility, the last round's of each seed."""
+    if adversary is None:
+        values = tuple(v for v in (run.final(metric) for run in arm.runs) if v is not None)
+        return values, len(values), arm.n
+    return arm.pooled(metric, adversary), *arm.attacks(metric, adversary)
 
 
 def _shown(value: float | None, spread: float | None) -> str:
     if value is None:
         return "—"
-    return f"{value:.2f}" if spread is None else f"{value:.2f} ± {spread:.2f}"
+    digits = 4 if abs(value) < 1 else 2
+    return f"{value:.{digits}f}" if spread is None else f"{value:.{digits}f} ± {spread:.{digits}f}"

@@ -24,7 +24,7 @@ class Metric:
         client: the victim or the client measured.
         adversary: whose view was attacked, or against whom a guarantee holds.
         status: ``None``, ``"not_applicable"`` (there was nothing to attack), ``"failed"`` or ``"skipped"``.
-        unit: of an epsilon, ``"record"`` or ``"client"``.
+        unit: of an epsilon, ``"record"``, ``"patient"`` or ``"client"``.
         more: further keys of the line.
     """
 
@@ -44,7 +44,7 @@ class Statement:
     """A privacy guarantee of one run. ``epsilon`` is infinite where there is none.
 
     Args:
-        unit: neighbouring data sets differ in one ``"record"`` or one ``"client"``.
+        unit: neighbouring data sets differ in one ``"record"``, ``"patient"`` or ``"client"``.
         adversary: against whom it holds.
         simulated: the noise came from a seed, and whoever knows the seed can subtract it.
     """

@@ -108,7 +108,7 @@ def ours(work: Work, local: Local, noise: float) -> Contender:
     batch = Units(x.contiguous(memory_format=torch.channels_last), y)
 
     def step() -> None:
-        trainer.local.gradient(trainer, batch, 0, plan, generator)
+        trainer.local.gradient(trainer, [batch], 0, plan, generator)
         trainer.weights.add_(trainer.gradient, alpha=-RATE)
 
     return Contender(step, lambda: _flat(trainer.model))

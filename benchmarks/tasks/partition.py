@@ -178,6 +178,24 @@ class Natural:
         return [(groups == g).nonzero().flatten() for g in found]
 
 
+@dataclass(frozen=True)
+class ByGroup:
+    """Whole groups (patients) are dealt at random, each to the client that has fewest records so far."""
+
+    def split(self, labels: Tensor, groups: Tensor | None, clients: int, generator: Generator) -> list[Tensor]:
+        if groups is None:
+            raise ConfigError("_target_", "ByGroup", "another partition: this data set names no groups")
+        found, counts = groups.unique(return_counts=True)
+        require(clients <= len(found), "federation.clients", clients, f"at most {len(found)}, the number of groups")
+        sizes, owner = [0] * clients, torch.empty(len(found), dtype=torch.int64)
+        for place in torch.randperm(len(found), generator=generator).tolist():
+            least = min(range(clients), key=sizes.__getitem__)
+            owner[place] = least
+            sizes[least] += int(counts[place])
+        each = owner[torch.searchsorted(found, groups)]
+        return [(each == client).nonzero().flatten() for client in range(clients)]
+
+
 def _enough(records: int, clients: int, least: int) -> None:
     require(
         clients * least <= records,

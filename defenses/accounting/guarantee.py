@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
@@ -12,7 +12,7 @@ from privbench.defenses.accounting.calibration import noise_multiplier
 from privbench.defenses.accounting.history import Name, Sampling, Step, Uncovered, summed
 from privbench.defenses.noise import Source
 
-Unit = Literal["record", "client"]
+Unit = Literal["record", "patient", "client"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Facts:
         sampling: how they are drawn.
         records: training records by client.
         batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
+        patients: whose records these are, by client, where steps draw patients; batches are then of patients.
         operator_reads_updates: whether whoever runs the server reads single updates.
         dropout: probability that an invited client never answers.
     """
@@ -38,6 +39,12 @@ class Facts:
     steps: tuple[int, ...]
     operator_reads_updates: bool = True
     dropout: float = 0.0
+    patients: tuple[int, ...] | None = None
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """What local steps draw from, by client: records, or patients."""
+        return self.records if self.patients is None else self.patients
 
 
 class Plan(Protocol):
@@ -113,7 +120,6 @@ class Guarantee:
     adjacency: Literal["add_remove", "replace"] = "add_remove"
     accountant: Name = "pld"
     budget: float | None = None
-    unit: ClassVar[Unit]
 
     def __post_init__(self) -> None:
         require(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
@@ -180,13 +186,19 @@ class Guarantee:
         require(self.delta < 1 / units, "delta", self.delta, f"must be below 1/{what} = {1 / units:.3g}")
 
     def statement(
-        self, adversary: str, terms: Terms, history: Iterable[tuple[Step, int]], amplified: bool, **more: Any
+        self,
+        unit: Unit,
+        adversary: str,
+        terms: Terms,
+        history: Iterable[tuple[Step, int]],
+        amplified: bool,
+        **more: Any,
     ) -> dict[str, Any]:
         """What ``history`` guarantees against an adversary, with epsilon rounded up; ``more`` adds fields."""
         steps = list(history)
         value, second = terms.epsilon(steps, self.delta), terms.renyi(steps, self.delta)
         return {
-            "unit": self.unit,
+            "unit": unit,
             "adjacency": terms.adjacency,
             "adversary": adversary,
             "epsilon": _stated(value),

@@ -11,6 +11,7 @@ from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
 from privbench.defenses.accounting.history import Step
+from privbench.defenses.accounting.record_level import RecordLevel, RecordPlan
 from privbench.defenses.noise import Source
 
 __all__ = ["ClientLevel", "ClientPlan", "Facts", "Plan", "Privacy", "RecordLevel", "RecordPlan"]
@@ -214,7 +215,7 @@ class ClientPlan:
             return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
         rate, terms = self.facts.participation, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
-        return self.guarantee.statement("model_recipient", terms, history, rate < 1, **self._common(ledger))
+        return self.guarantee.statement(self.unit, "model_recipient", terms, history, rate < 1, **self._common(ledger))
 
     def _operator(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever runs the server: it sees who takes part, so that sampling amplifies nothing."""
@@ -227,7 +228,7 @@ class ClientPlan:
         why, sampled = "the server reads every update before it is clipped and noised", self.facts.participation < 1
         bare: list[tuple[Step, int]] = [((1.0, 0.0), max(1, len(ledger)))]
         more = {**self._common(ledger), "why": why}
-        return self.guarantee.statement("server_operator", self.guarantee.terms(), bare, sampled, **more)
+        return self.guarantee.statement(self.unit, "server_operator", self.guarantee.terms(), bare, sampled, **more)
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
         """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
@@ -250,7 +251,7 @@ class ClientPlan:
             elif self.shares > 1:
                 others = "and none of them is the adversary's"
                 more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
-        return self.guarantee.statement(adversary, terms, history, False, **more)
+        return self.guarantee.statement(self.unit, adversary, terms, history, False, **more)
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")
@@ -274,100 +275,6 @@ class ClientPlan:
             return Known(clip=self.clip, noise_std=own) if self.shares else Known()
         # An adapted clip is another one in each round; what is said of the noise is then of the first.
         return Known(clip=None if self.count_noise else self.clip, noise_std=self.noise_std(self.expected))
-
-
-@dataclass(frozen=True)
-class RecordLevel(Guarantee):
-    """(epsilon, delta) for one record, by DP-SGD on each client (Abadi et al. 2016).
-
-    Every client calibrates its own noise to its own sampling rate, so that small clients get the same guarantee. The
-    server sees who takes part, so client sampling amplifies nothing, and every client is counted as taking part in
-    every round; the realised number is no larger.
-    """
-
-    unit: ClassVar[Unit] = "record"
-
-    def bind(self, facts: Facts) -> "RecordPlan":
-        """The plan for a federation.
-
-        Raises:
-            ConfigError: if delta isn't below one over the number of records.
-        """
-        self.check_delta(sum(facts.records), "records")
-        rates = tuple(b / n for b, n in zip(facts.batch, facts.records, strict=True))
-        sigmas = tuple(self.sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
-        steps = zip(rates, sigmas, facts.steps, strict=True)
-        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts.rounds)
-        return RecordPlan(self, facts, rates, sigmas, affordable)
-
-
-@dataclass(frozen=True)
-class RecordPlan:
-    """:class:`RecordLevel` bound to a federation; ``rates`` and ``sigmas`` are by client."""
-
-    guarantee: RecordLevel
-    facts: Facts
-    rates: tuple[float, ...]
-    sigmas: tuple[float, ...]
-    affordable: int | None = None
-    unit: Unit = field(default="record", init=False)
-
-    @property
-    def clip(self) -> float:
-        return self.guarantee.clip
-
-    @property
-    def noise_multiplier(self) -> float:
-        return min(self.sigmas)
-
-    @property
-    def update_multiplier(self) -> float:
-        return self.noise_multiplier
-
-    @property
-    def count_noise(self) -> float:
-        return 0.0
-
-    @property
-    def noise_source(self) -> Source:
-        return self.guarantee.noise_source
-
-    def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
-        return {"round": round, "clients": sorted(cohort)}
-
-    def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
-        kinds = {((q, sigma), steps * len(ledger)) for q, sigma, steps in every}
-        # The weakest client's; a tie is broken by the history, so that the statement is always the same.
-        terms = self.guarantee.terms()
-        _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
-        taken: dict[int, int] = {}
-        for entry in ledger:
-            for client in entry["clients"]:
-                taken[client] = taken.get(client, 0) + 1
-        common = {
-            "mechanism": "DP-SGD on each client: Poisson-sampled Gaussian on clipped per-record gradients",
-            "sampling": "poisson",
-            "sampling_rate": max(self.rates),
-            "noise_multiplier": self.noise_multiplier,
-            "rounds": len(ledger),
-            "participations_counted": len(ledger),
-            "participations_realised": max(taken.values(), default=0),
-            "not_covered": "the number of records of each client, which weights and sampling rates show",
-        }
-        sampled = min(self.rates) < 1
-        adversaries = ("server_operator", "model_recipient")
-        return [self.guarantee.statement(a, terms, [weakest], sampled, **common) for a in adversaries]
-
-    def known(self, source: str, client: int) -> Known:
-        stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]
-        if source == "update":
-            return Known(clip=self.clip, step_noise_std=stds[client])
-        # A mean over the expected cohort, weighted by records.
-        expected = self.facts.participation * sum(self.facts.records)
-        parts = (n / expected * s for n, s in zip(self.facts.records, stds, strict=True))
-        total = math.sqrt(self.facts.participation * sum(p * p for p in parts))
-        return Known(clip=self.clip, step_noise_std=total)
 
 
 Privacy = ClientLevel | RecordLevel

@@ -58,8 +58,8 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
     guarantee, facts = plan.guarantee, plan.facts
     by = getattr(guarantee, "noise", None)
     nonce, salt = secrets.token_hex(16), secrets.token_hex(16)
-    opening = {"nonce": nonce, "salt": salt, "records": list(facts.records), "cohorts": list(cohorts)}
-    record = guarantee.unit == "record"
+    opening = {"nonce": nonce, "salt": salt, "records": list(facts.units), "cohorts": list(cohorts)}
+    record = guarantee.unit != "client"
     stated = {
         "schema": SCHEMA,
         "definition": "(epsilon, delta)-differential privacy",
@@ -73,7 +73,9 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
             "added": _WHERE[by],
             "noise_source": guarantee.noise_source,
             "clip": guarantee.clip,
-            "scope": "one record's gradient of all parameters" if record else "the whole update of all parameters",
+            "scope": f"one {guarantee.unit}'s gradient of all parameters"
+            if record
+            else "the whole update of all parameters",
             "buffers": "none: models with them are refused",
             "nonfinite": "counts as zero",
             "weights": "by records, which are not covered" if record else "equal",
@@ -82,7 +84,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "sampling": {
             "scheme": "poisson" if record else facts.sampling,
             "drawn_by": "the simulation, from the run's seed",
-            "population": sum(facts.records) if record else facts.clients,
+            "population": sum(facts.units) if record else facts.clients,
             "population_sha256": commitment(salt, opening["records"]),
         },
         "ledger": {
@@ -97,7 +99,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
 
 
 def _noise(plan: Any) -> str:
-    grid = None if plan.unit == "record" else plan.grid
+    grid = plan.grid if plan.unit == "client" else None
     return "Gaussian, 32-bit floating point" if grid is None else f"Gaussian, {grid}"
 
 

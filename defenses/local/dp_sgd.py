@@ -76,12 +76,13 @@ class DPSGD(Local):
         return max(1, round(records * (1 - missed)))
 
     def gradient(
-        self, trainer: "Trainer", units: Units, client: int, plan: "Plan | None", generator: torch.Generator
+        self, trainer: "Trainer", parts: list[Units], client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:
         assert isinstance(plan, RecordPlan)
         gradient = trainer.gradient
         gradient.zero_()
-        trainer.prepared.add(units, plan.clip)
+        for units in parts:
+            trainer.prepared.add(units, plan.clip)
         if trainer.drawn is not None:
             # An audit's records: the same clip, before the same noise.
             norm = torch.tensor(trainer.drawn.length * plan.clip)

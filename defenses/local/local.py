@@ -80,10 +80,19 @@ class Local:
         return min(records, work.batch(records) * work.local_steps(records))
 
     def gradient(
-        self, trainer: "Trainer", units: Units, client: int, plan: "Plan | None", generator: torch.Generator
+        self, trainer: "Trainer", parts: list[Units], client: int, plan: "Plan | None", generator: torch.Generator
     ) -> None:
-        """Leave the gradient of one batch in ``trainer.gradient``."""
+        """Leave the gradient of one batch in ``trainer.gradient``.
+
+        Args:
+            trainer: whose model is trained.
+            parts: the batch, divided by how many records a unit has; one part where units are records.
+            client: who trains, for its own noise multiplier.
+            plan: the privacy plan, if any.
+            generator: for noise.
+        """
         trainer.gradient.zero_()
+        (units,) = parts
         if len(units):
             trainer.loss(trainer.model, (units.x, units.y)).backward()
         canaries = trainer.drawn

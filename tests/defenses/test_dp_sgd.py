@@ -47,7 +47,7 @@ def step(
     trainer = Trainer(model, layout, Classification.loss, DPSGD(), CPU)
     layout.write(layout.read(model), trainer.model)
     bound = plan(64, LocalWork(batch_size=batch), sigma, source)
-    trainer.local.gradient(trainer, Units(x, y), 0, bound, torch.Generator().manual_seed(seed))
+    trainer.local.gradient(trainer, [Units(x, y)], 0, bound, torch.Generator().manual_seed(seed))
     return torch.cat([p.grad.reshape(-1) for p in trainer.model.parameters() if p.grad is not None])
 
 

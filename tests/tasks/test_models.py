@@ -30,6 +30,8 @@ XRAY, BEAT, TABLE = spec("image", 1, 64, 64, classes=2), spec("signal", 1, 180, 
     [
         (models.SmallCNN(), MNIST, 63_786),
         (models.SmallCNN(activation="tanh"), DIGITS, 17_706),
+        (models.TanhCNN(), MNIST, 26_010),
+        (models.TanhCNN(norm="group", weight_standardisation=True), MNIST, 26_106),
         (models.LogisticRegression(), MNIST, 7_850),
         (models.LogisticRegression(), TABLE, 46),
         (models.MLP(), TABLE, 22 * 64 + 64 + 64 * 2 + 2),
@@ -149,6 +151,9 @@ def test_a_users_own_module():
         lambda: models.MLP(()),
         lambda: models.MLP((0,)),
         lambda: models.SmallCNN(width=0),
+        lambda: models.TanhCNN(width=0),
+        lambda: models.TanhCNN(hidden=0),
+        lambda: models.TanhCNN(weight_standardisation=True),
         lambda: models.SmallCNN(hidden=0),
         lambda: models.SignalCNN(width=0),
         lambda: models.ConvNet(width=0),
@@ -157,3 +162,15 @@ def test_a_users_own_module():
 def test_bad_settings_are_refused(build):
     with pytest.raises(ConfigError):
         build()
+
+
+def test_standardised_weights_have_no_scale_and_the_same_parameters():
+    plain = make(models.TanhCNN(norm="group"), MNIST, 0)
+    model = make(models.TanhCNN(norm="group", weight_standardisation=True), MNIST, 0)
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in plain.named_parameters()]
+    x = torch.randn(2, 1, 28, 28)
+    before = model(x)
+    assert not torch.allclose(before, plain(x))
+    with torch.no_grad():
+        model[0].weight.mul_(3).add_(0.2)
+    torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-4)

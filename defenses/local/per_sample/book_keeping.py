@@ -33,16 +33,15 @@ class BookKeeping:
     def add(self, units: Units, clip: float) -> Tensor:
         layers = self._run(units)
         squares = torch.stack([one.squared_norms() for one in layers]).sum(0)
-        # The batch's loss is a mean over its records, a unit's one over its own, unless it is a weighted sum.
-        scale = len(units) if units.weight is None else len(units.y)
-        norms = squares.sqrt() * scale
+        # The batch's loss is a mean over all of its records, a unit's is one over its own.
+        norms = squares.sqrt() * len(units)
         finite = torch.isfinite(norms)
         if not bool(finite.all()):
             # Zero times infinity isn't zero: units that break off are left out of the batch instead.
             if bool(finite.any()):
                 self.add(units.take(finite.nonzero().squeeze(1)), clip)
             return norms
-        factor = factors(norms, clip) * scale
+        factor = factors(norms, clip) * len(units)
         for one in layers:
             one.add(factor)
         return norms
@@ -59,8 +58,6 @@ class BookKeeping:
         made = []
         for call, gradient in zip(calls, gradients, strict=True):
             if gradient is not None:
-                if units.weight is not None:
-                    gradient = gradient * units.weight.view(-1, *[1] * (gradient.dim() - 1))
                 made.append(layer(call.module, call.input, gradient, units.views))
         return made
 

@@ -61,7 +61,7 @@ def agrees(model: nn.Module, loss: Loss, name: Name, units: Units) -> bool:
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     few = units.take(torch.arange(min(2, len(units)), device=units.x.device))
-    few = Units(few.x.double() if few.x.is_floating_point() else few.x, few.y, few.views, few.weight)
+    few = Units(few.x.double() if few.x.is_floating_point() else few.x, few.y, few.views)
     try:
         expected, found = (_sum(exact, loss, engine, few) for engine in (Loop, ENGINES[name]))
     except (Unsupported, RuntimeError, NotImplementedError):

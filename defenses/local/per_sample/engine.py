@@ -19,39 +19,33 @@ class Unsupported(Exception):
 class Units:
     """A batch of units, each of which is clipped as a whole: ``views`` consecutive records are one unit.
 
-    A unit's gradient is ``sum_v weight_v * gradient of record v``. A unit is a record (one view), a record under
-    several augmentations, or all records of a patient.
+    A unit's gradient is the mean over its records. A unit is a record, a record under several augmentations, or some
+    records of a patient.
 
     Args:
         x: ``(n * views, ...)``.
         y: ``(n * views,)``.
         views: records a unit.
-        weight: ``(n * views,)``; ``None`` takes the mean of a unit's views. A record of weight 0 fills up its unit.
     """
 
     x: Tensor
     y: Tensor
     views: int = 1
-    weight: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y) // self.views
 
     def take(self, units: Tensor) -> "Units":
         """Those units, ``(m,)`` int64."""
-        offset = torch.arange(self.views, device=units.device)
-        index = (units[:, None] * self.views + offset).flatten()
-        weight = None if self.weight is None else self.weight[index]
-        return Units(self.x[index], self.y[index], self.views, weight)
+        index = (units[:, None] * self.views + torch.arange(self.views, device=units.device)).flatten()
+        return Units(self.x[index], self.y[index], self.views)
 
     def split(self, size: int) -> list["Units"]:
         """Parts of at most ``size`` units."""
         if len(self) <= size:
             return [self] if len(self) else []
-        records = size * self.views
-        weights = [None] * -(-len(self) // size) if self.weight is None else self.weight.split(records)
-        parts = zip(self.x.split(records), self.y.split(records), weights, strict=True)
-        return [Units(x, y, self.views, w) for x, y, w in parts]
+        parts = zip(self.x.split(size * self.views), self.y.split(size * self.views), strict=True)
+        return [Units(x, y, self.views) for x, y in parts]
 
 
 class Engine(Protocol):

@@ -22,11 +22,7 @@ class Loop:
         return torch.stack(norms) if norms else torch.zeros(0)
 
     def _one(self, unit: Units, clip: float) -> Tensor:
-        if unit.weight is None:
-            loss = self.loss(self.model, (unit.x, unit.y))
-        else:
-            records = zip(unit.x.split(1), unit.y.split(1), unit.weight, strict=True)
-            loss = torch.stack([w * self.loss(self.model, (x, y)) for x, y, w in records if w != 0]).sum()
+        loss = self.loss(self.model, (unit.x, unit.y))
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         norm = torch.stack([g.norm() for g in gradients]).norm()
         if bool(torch.isfinite(norm)):

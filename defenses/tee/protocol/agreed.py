@@ -251,7 +251,7 @@ def _local(target: str, unit: str, central: bool) -> str | None:
         local = resolve(target)
     except ConfigError as error:
         return str(error)
-    wanted = {"private": unit == "record", "noised": unit == "client" and not central}
+    wanted = {"private": unit != "client", "noised": unit == "client" and not central}
     if any(getattr(local, name, None) is not value for name, value in wanted.items()):
         return f"a {unit}-level plan with clients that train with {target}"
     return None

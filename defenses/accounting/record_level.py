@@ -1,0 +1,120 @@
+"""Guarantees for a record, or for all records of a patient, by DP-SGD on each client."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.view import Known
+from privbench.defenses.accounting.guarantee import Facts, Guarantee, Unit
+from privbench.defenses.noise import Source
+
+
+@dataclass(frozen=True)
+class RecordLevel(Guarantee):
+    """(epsilon, delta) for one record, or one patient, by DP-SGD on each client (Abadi et al. 2016).
+
+    Every client calibrates its own noise to its own sampling rate, so that small clients get the same guarantee. The
+    server sees who takes part, so client sampling amplifies nothing, and every client is counted as taking part in
+    every round; the realised number is no larger.
+
+    Args:
+        unit: ``patient`` draws, clips and counts patients instead of records: a step's gradient of a patient is the
+            mean over its records. Needs a data set that says whose each record is, and a partition that keeps a
+            patient's records together.
+        per_patient: records of a patient in one step at most, drawn anew in each.
+    """
+
+    unit: Literal["record", "patient"] = "record"
+    per_patient: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.unit in ("record", "patient"), "unit", self.unit, "record or patient")
+        require(self.per_patient >= 1, "per_patient", self.per_patient, "at least 1")
+
+    def bind(self, facts: Facts) -> "RecordPlan":
+        """The plan for a federation.
+
+        Raises:
+            ConfigError: if delta isn't below one over the number of units.
+        """
+        self.check_delta(sum(facts.units), f"{self.unit}s")
+        rates = tuple(b / n for b, n in zip(facts.batch, facts.units, strict=True))
+        sigmas = tuple(self.sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
+        steps = zip(rates, sigmas, facts.steps, strict=True)
+        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts.rounds)
+        return RecordPlan(self, facts, rates, sigmas, affordable)
+
+
+@dataclass(frozen=True)
+class RecordPlan:
+    """:class:`RecordLevel` bound to a federation; ``rates`` and ``sigmas`` are by client."""
+
+    guarantee: RecordLevel
+    facts: Facts
+    rates: tuple[float, ...]
+    sigmas: tuple[float, ...]
+    affordable: int | None = None
+
+    @property
+    def unit(self) -> Unit:
+        return self.guarantee.unit
+
+    @property
+    def clip(self) -> float:
+        return self.guarantee.clip
+
+    @property
+    def noise_multiplier(self) -> float:
+        return min(self.sigmas)
+
+    @property
+    def update_multiplier(self) -> float:
+        return self.noise_multiplier
+
+    @property
+    def count_noise(self) -> float:
+        return 0.0
+
+    @property
+    def noise_source(self) -> Source:
+        return self.guarantee.noise_source
+
+    def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
+        return {"round": round, "clients": sorted(cohort)}
+
+    def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
+        kinds = {((q, sigma), steps * len(ledger)) for q, sigma, steps in every}
+        # The weakest client's; a tie is broken by the history, so that the statement is always the same.
+        terms = self.guarantee.terms()
+        _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
+        taken: dict[int, int] = {}
+        for entry in ledger:
+            for client in entry["clients"]:
+                taken[client] = taken.get(client, 0) + 1
+        common = {
+            "mechanism": f"DP-SGD on each client: Poisson-sampled Gaussian on clipped per-{self.unit} gradients",
+            "sampling": "poisson",
+            "sampling_rate": max(self.rates),
+            "noise_multiplier": self.noise_multiplier,
+            "rounds": len(ledger),
+            "participations_counted": len(ledger),
+            "participations_realised": max(taken.values(), default=0),
+            "not_covered": f"how many {self.unit}s and records each client has, which sampling rates and weights show",
+        }
+        sampled = min(self.rates) < 1
+        adversaries = ("server_operator", "model_recipient")
+        return [self.guarantee.statement(self.unit, a, terms, [weakest], sampled, **common) for a in adversaries]
+
+    def known(self, source: str, client: int) -> Known:
+        stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]
+        if source == "update":
+            return Known(clip=self.clip, step_noise_std=stds[client])
+        # A mean over the expected cohort, weighted by records.
+        expected = self.facts.participation * sum(self.facts.records)
+        parts = (n / expected * s for n, s in zip(self.facts.records, stds, strict=True))
+        total = math.sqrt(self.facts.participation * sum(p * p for p in parts))
+        return Known(clip=self.clip, step_noise_std=total)
