@@ -163,6 +163,8 @@ def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:
 def _used(side: ClientSide, client: int, rounds: list[int]) -> Tensor:
     """Indices of the records behind a client's updates: those that its local steps drew."""
     share = side.shares[client]
+    if side.local.private and side.plan is not None and side.plan.unit == "patient":
+        return share  # steps draw patients, and of each other records every time
     drawn = [torch.zeros(0, dtype=torch.int64)]
     for number in rounds:
         drawn += side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))

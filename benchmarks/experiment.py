@@ -210,6 +210,10 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
         hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"
         require(domain != "feature map", "leakage", name, hint)
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
+        patients = federation.facts.patients is not None
+        told = not patients or experiment.federation.local.steps is not None
+        hint = "a number: how many steps an epoch over a client's patients has isn't told by its number of records"
+        require(told, "federation.local.steps", None, hint)
         both = sorted(federation.watched & federation.attackers)
         require(not both, "leakage.victims", both, "clients that the poisoner doesn't own (it owns the last ones)")
         _check_coalitions(experiment, leakage, federation)

@@ -20,7 +20,7 @@ from privbench.benchmarks.federation.loop import Loop, Round
 from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout
-from privbench.benchmarks.federation.view import Mixture, Public
+from privbench.benchmarks.federation.view import Mixture, Public, all_of_them
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
@@ -209,7 +209,8 @@ class Federation:
             kind=work.share,
             learning_rate=work.learning_rate,
             local_steps=work.local_steps,
-            visited=partial(self.defense.local.visited, work=work),
+            # Which records are one patient's isn't public, so that any of them may have been drawn.
+            visited=all_of_them if self.facts.patients else partial(self.defense.local.visited, work=work),
             server=self.settings.server,
             work=work,
             known=self.plan.known if self.plan else self.defense.local.known,

@@ -66,6 +66,9 @@ class Membership(Inference):
         require(0 < self.confidence < 1, "confidence", self.confidence, "in (0, 1)")
 
     def check(self, federation: Federation) -> None:
+        hint = "none: members are single records, while the run claims a guarantee for all of a patient's together"
+        patients = federation.plan is not None and federation.plan.unit == "patient"
+        require(not patients, "attack", self.attack.name, hint)
         test = len(federation.task.data.test)
         require(test >= 10, "candidates", self.candidates, f"a task with at least 10 test records, not {test}")
 

@@ -7,13 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from privbench.benchmarks.attacking import _used
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout
+from privbench.benchmarks.measures.membership import Membership
+from privbench.benchmarks.sweep import compose
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.partition import IID, ByGroup
+from privbench.benchmarks.tasks.sources import DataMissing
 from privbench.benchmarks.tasks.task import Data
 from privbench.defenses import Defense
 from privbench.defenses.accounting import RecordLevel
@@ -157,3 +161,27 @@ def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError) as caught:
         level(**{field: value})
     assert caught.value.field == field
+
+
+def test_attackers_are_told_nothing_wrong_of_a_client_that_draws_patients(visits, mlp: nn.Module):
+    settings = FederationSettings(clients=2, rounds=1, local=LocalWork(batch_size=2, steps=1))
+    made = Federation(settings, visits, mlp, Defense(local=DPSGD(), privacy=level()))
+    side = made.client_side()
+    # One step draws 2 of 20 patients: which 6 of the 60 records isn't public, and no draw of records says it.
+    assert made.public.visited(60) == 60
+    assert torch.equal(_used(side, 0, [1]), side.shares[0])
+    with pytest.raises(ConfigError, match="members are single records"):
+        Membership().check(made)
+
+
+def test_leakage_needs_a_number_of_steps_that_is_public(tmp_path):
+    asked = ["task=nih_cxr", "task/partition=by_group", "task.source.size=16", "model=mlp", "task.trigger.size=4"]
+    asked += ["federation.clients=4", "defense=dp_local_patient", "defense.privacy.delta=1e-4", "leakage=dlg"]
+    asked += ["federation.local.batch_size=4", "federation.rounds=1", f"results_dir={tmp_path}"]
+    try:
+        with pytest.raises(ConfigError) as caught:
+            compose(asked)
+    except DataMissing as missing:
+        pytest.skip(str(missing))
+    assert caught.value.field == "federation.local.steps"
+    assert compose([*asked, "federation.local.steps=2"]).federation.public.local_steps(200) == 2
