@@ -38,6 +38,8 @@ class Optimisation:
         layer_weights: one a parameter tensor, for the distance; ``None``: all 1.
         unroll: follow the client's local steps instead of taking its update for an averaged gradient. ``"auto"``: where
             it took several, published how, and adds no noise to each; up to 32 steps.
+        adapt: leave out what the client is known to have pruned, entries that are exactly 0; ``false`` is an attacker
+            who takes them for gradients.
         compile: ``auto`` compiles descents long enough to be worth its start-up, ``always`` and ``never``.
     """
 
@@ -49,6 +51,7 @@ class Optimisation:
     init: Init = "normal"
     layer_weights: tuple[float, ...] | None = None
     unroll: bool | Literal["auto"] = "auto"
+    adapt: bool = True
     compile: Compile = "auto"
 
     def __post_init__(self) -> None:
@@ -164,7 +167,7 @@ class Optimisation:
                 raise AttackFailed(f"layer_weights has {len(self.layer_weights)} entries for {len(sizes)} tensors")
             each = zip(sizes, self.layer_weights, strict=True)
             weights = torch.cat([torch.full((n,), w) for n, w in each]).to(target)
-        if observations[0].known.pruned:
+        if observations[0].known.pruned and self.adapt:
             # A mask of one target only: `_alike` puts pruned ones apart.
             mask = (target != 0).to(target)
             weights = mask if weights is None else weights * mask
