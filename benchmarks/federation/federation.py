@@ -152,7 +152,7 @@ class Federation:
     def _facts(self) -> Facts:
         planted = self.planted
         records = tuple(planted.enrolled(len(s), c) if planted else len(s) for c, s in enumerate(self.shares))
-        work, groups = self.settings.local, self.task.data.train.group
+        work, groups = self.settings.local, self.task.raw.train.group
         patients = None
         if self.defense.privacy is not None and self.defense.privacy.unit == "patient":
             self._check_patients()
@@ -178,7 +178,7 @@ class Federation:
         Raises:
             ConfigError: naming what would be right.
         """
-        spec, data = self.task.spec, self.task.data
+        spec, data = self.task.spec, self.task.raw
         field = "defense.privacy.unit"
         hint = f"record: {spec.name} doesn't say which patient a record is of"
         require(spec.group == "patient" and data.train.group is not None, field, "patient", hint)

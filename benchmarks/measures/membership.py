@@ -66,7 +66,7 @@ class Membership(Inference):
         require(0 < self.confidence < 1, "confidence", self.confidence, "in (0, 1)")
 
     def check(self, federation: Federation) -> None:
-        test = len(federation.task.data.test)
+        test = len(federation.task.raw.test)
         require(test >= 10, "candidates", self.candidates, f"a task with at least 10 test records, not {test}")
 
     def rows(self, scene: Scene) -> Iterator[Row]:
