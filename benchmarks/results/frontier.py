@@ -60,7 +60,7 @@ def _guess(metric: str) -> Callable[[Arm, str], float | None]:
 MEASURES = (
     Measure("accuracy", "accuracy (%)", scale=100, reference=lambda arm, _: _percent(arm.runs[0].chance)),
     Measure("psnr_db", "PSNR (dB)", reference=_guess("psnr_db")),
-    Measure("mse", "MSE (lower leaks more)", reference=_guess("mse")),
+    Measure("mse", "MSE\n(lower leaks more)", reference=_guess("mse")),
     Measure("membership_advantage", "membership\nadvantage"),
     Measure("asr", "attack success (%)", poisoned=True, scale=100),
 )
@@ -221,7 +221,7 @@ def frontier_table(results: Results) -> Table | None:
 def _adjacency(arm: Arm, unit: str, adversary: str) -> str | None:
     for said in arm.runs[0].manifest.get("privacy") or ():
         if (said["unit"], said["adversary"]) == (unit, adversary):
-            return said["adjacency"]
+            return said.get("adjacency")
     return None
 
 
