@@ -48,7 +48,7 @@ def patients(federation: "Federation") -> tuple[int, ...] | None:
     Raises:
         ConfigError: if there are none here, or some are of several clients.
     """
-    privacy, group = federation.defense.privacy, federation.task.data.train.group
+    privacy, group = federation.defense.privacy, federation.task.raw.train.group
     if privacy is None or privacy.unit != "patient":
         return None
     _check_patients(federation)
@@ -62,7 +62,7 @@ def _check_patients(federation: "Federation") -> None:
     Raises:
         ConfigError: naming what would be right.
     """
-    spec, data = federation.task.spec, federation.task.data
+    spec, data = federation.task.spec, federation.task.raw
     field = "defense.privacy.unit"
     hint = f"record: {spec.name} doesn't say which patient a record is of"
     require(spec.group == "patient" and data.train.group is not None, field, "patient", hint)

@@ -69,7 +69,7 @@ class Membership(Inference):
         hint = "none: members are single records, while the run claims a guarantee for all of a patient's together"
         patients = federation.plan is not None and federation.plan.unit == "patient"
         require(not patients, "attack", self.attack.name, hint)
-        test = len(federation.task.data.test)
+        test = len(federation.task.raw.test)
         require(test >= 10, "candidates", self.candidates, f"a task with at least 10 test records, not {test}")
 
     def rows(self, scene: Scene) -> Iterator[Row]:

@@ -47,21 +47,28 @@ class Classification:
         require(self.records is None or self.records > 0, "records", self.records, "at least 1, or null for all")
 
     @property
+    def raw(self) -> Data:
+        """The data set without features, loaded once per process: whoever needs no inputs needn't wait for features."""
+        return _load(self.source, self.records, self.data_dir)
+
+    @property
     def data(self) -> Data:
-        """The data set, loaded once per process."""
-        return _load(self.source, self.records, self.features, self.data_dir)
+        """The data set as models see it; features are computed once per process, when first asked for."""
+        if self.features is None:
+            return self.raw
+        return _featured(self.source, self.records, self.data_dir, self.features)
 
     @property
     def spec(self) -> Spec:
-        """What is public about the data set."""
-        return self.data.spec
+        """What is public about the data set as models see it."""
+        return self.raw.spec if self.features is None else self.features.spec(self.raw.spec)
 
     @property
     def natural_clients(self) -> int | None:
         """How many clients the data set comes with, if it is divided the natural way."""
-        if not isinstance(self.partition, Natural) or self.data.train.group is None:
+        if not isinstance(self.partition, Natural) or self.raw.train.group is None:
             return None
-        return len(self.data.train.group.unique())
+        return len(self.raw.train.group.unique())
 
     def check(self, clients: int) -> None:
         """Find out before any training; :meth:`split` finds out about the partition.
@@ -76,7 +83,7 @@ class Classification:
                 clients,
                 f"{spec.name} has {natural} {spec.group}s; set federation.clients={natural}",
             )
-        records = len(self.data.train)
+        records = len(self.raw.train)
         require(1 <= clients <= records, "federation.clients", clients, f"from 1 to {records}, the training records")
         if self.trigger is not None:
             self.trigger.check(spec)
@@ -87,7 +94,7 @@ class Classification:
         Raises:
             ConfigError: if the partition is impossible.
         """
-        train = self.data.train
+        train = self.raw.train
         try:
             return self.partition.split(train.y, train.group, clients, stream(seed, "partition"))
         except ConfigError as error:
@@ -118,12 +125,17 @@ class Classification:
 
 
 @lru_cache(maxsize=2)
-def _load(source: Source, records: int | None, features: Features | None, data_dir: str | None) -> Data:
+def _load(source: Source, records: int | None, data_dir: str | None) -> Data:
     data = source.load(data_dir)
-    if records is not None:
-        require(records <= len(data.train), "task.records", records, f"at most {len(data.train)}")
-        data = Data(data.train.take(take_turns(data.train)[:records]), data.test, data.spec)
-    return data if features is None else features.apply(data)
+    if records is None:
+        return data
+    require(records <= len(data.train), "task.records", records, f"at most {len(data.train)}")
+    return Data(data.train.take(take_turns(data.train)[:records]), data.test, data.spec)
+
+
+@lru_cache(maxsize=1)
+def _featured(source: Source, records: int | None, data_dir: str | None, features: Features) -> Data:
+    return features.apply(_load(source, records, data_dir))
 
 
 def take_turns(split: Split) -> Tensor:

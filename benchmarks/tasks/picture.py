@@ -22,7 +22,7 @@ def draw(task: Classification, clients: int, seed: int, path: str | Path) -> lis
     Returns:
         The files written: a PNG and a PDF.
     """
-    data, classes = task.data, task.spec.classes
+    data, classes = task.raw, task.spec.classes
     counts = torch.stack([torch.bincount(data.train.y[i], minlength=len(classes)) for i in task.split(clients, seed)])
     figure = Figure(figsize=(min(4 + 0.2 * clients, 16), 3.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -83,6 +83,14 @@ class Source(Protocol):
 class Features(Protocol):
     """What is computed of the records once, when they are loaded. Frozen dataclasses, as sources are."""
 
+    def spec(self, spec: Spec) -> Spec:
+        """What is public about the features of a data set with ``spec``; it takes no time.
+
+        Raises:
+            ConfigError: if they can't be computed of such inputs.
+        """
+        ...
+
     def apply(self, data: Data) -> Data:
         """The same records, in the same order, with other inputs, each computed of its own record alone.
 

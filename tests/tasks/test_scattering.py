@@ -161,6 +161,18 @@ def test_what_needs_pictures_is_refused(tmp_path):
         Augmentation(shift=1).check(DIGITS.spec)
 
 
+def test_no_feature_is_computed_before_a_run(tmp_path, monkeypatch):
+    """Checking the jobs of a sweep takes no minutes."""
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(Scattering, "apply", never)
+    asked = ["task=digits", "task/features=scattering", "task.features.angles=4", "task.trigger=null"]
+    prepared = compose([*asked, "model=scatter_linear", "model.groups=1", "inference=lira", f"results_dir={tmp_path}"])
+    assert prepared.federation.task.spec.shape == (25, 2, 2)
+
+
 def test_features_are_of_pictures_that_are_large_enough():
     with pytest.raises(ConfigError, match=r"task\.features=Scattering: null: uci_heart \(table of"):
         Classification(UCIHeart(), trigger=None, features=Scattering()).check(1)

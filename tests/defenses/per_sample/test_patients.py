@@ -35,8 +35,8 @@ class Visits(Classification):
     """Digits in which every three records are of one patient; test records are of others."""
 
     @property
-    def data(self) -> Data:
-        data = super().data
+    def raw(self) -> Data:
+        data = super().raw
         train, test = (replace(s, group=torch.arange(len(s)) // 3 + k) for s, k in ((data.train, 0), (data.test, 9999)))
         return Data(train, test, replace(data.spec, group="patient"))
 
@@ -133,8 +133,8 @@ def test_what_does_not_fit_is_named(task, mlp, field, change):
 def test_patients_with_test_records_are_refused(task, mlp):
     class Both(Visits):
         @property
-        def data(self) -> Data:
-            data = super().data
+        def raw(self) -> Data:
+            data = super().raw
             return Data(data.train, replace(data.test, group=torch.arange(len(data.test))), data.spec)
 
     with pytest.raises(ConfigError, match="training and test records"):
