@@ -18,6 +18,10 @@ KEPT = 1 << 14
 """Entries (64 KiB) of a convolution's gradient up to which it is kept for every unit."""
 
 
+ROUNDING = 16
+"""Units in the last place by which a sum of products may be off."""
+
+
 class Layer(Protocol):
     """A layer's inputs and its outputs' gradients."""
 
@@ -60,7 +64,7 @@ class _Linear:
         x, g = self.x, self.g
         squares = g.new_zeros(len(g))
         if self.module.weight.requires_grad:
-            squares += _squared_norms(x, g)
+            squares += squared_norms(x, g)
         if self.module.bias is not None and self.module.bias.requires_grad:
             squares += _squares(g.sum(1))
         return squares
@@ -76,13 +80,18 @@ class _Linear:
             bias.grad.add_(g.sum(0))
 
 
-def _squared_norms(x: Tensor, g: Tensor) -> Tensor:
+def squared_norms(x: Tensor, g: Tensor) -> Tensor:
     """Of ``g_u^T x_u``, ``(n,)``, for inputs ``(n, t, i)`` and outputs' gradients ``(n, t, o)``."""
     t, i, o = x.shape[1], x.shape[2], g.shape[2]
     if t == 1:
         return _squares(x) * _squares(g)
     if ghost(t, i, o):
-        return (torch.bmm(x, x.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).clamp(min=0)
+        inputs, gradients = torch.bmm(x, x.transpose(1, 2)), torch.bmm(g, g.transpose(1, 2))
+        # Positions may cancel almost, as they do before a group norm. What rounding can take away is added, so that
+        # nothing is clipped by less than its norm.
+        diagonals = (one.diagonal(dim1=1, dim2=2).clamp(min=0) for one in (inputs, gradients))
+        most = torch.stack([*diagonals]).prod(0).sqrt().sum(1).square()
+        return (inputs * gradients).sum((1, 2)).clamp(min=0) + ROUNDING * torch.finfo(g.dtype).eps * most
     return _squares(torch.bmm(g.transpose(1, 2), x))
 
 
@@ -120,7 +129,7 @@ class _Convolution:
                 if self.kept is not None:
                     squares[part] += _squares(torch.bmm(g.transpose(1, 2), x, out=self.kept[part]))
                 else:
-                    squares[part] += _squared_norms(x, g)
+                    squares[part] += squared_norms(x, g)
             if self.module.bias is not None and self.module.bias.requires_grad:
                 squares[part] += _squares(torch.sum(g, 1, out=self.biases[part]))
         return squares

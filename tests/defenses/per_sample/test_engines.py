@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from privbench.benchmarks.tasks.models import ResNet20, make
 from privbench.benchmarks.tasks.task import Spec
 from privbench.defenses.local.per_sample import ENGINES, BookKeeping, ClippedSum, Units, Unsupported, Vmap
+from privbench.defenses.local.per_sample.layers import ghost, squared_norms
 
 CLIP = 0.7
 
@@ -221,3 +222,17 @@ def test_dropout_draws_for_every_unit():
     for engine in (BookKeeping, Vmap):
         norms = engine(model, loss).add(same, CLIP)
         assert norms[0] != norms[1]
+
+
+def test_positions_that_cancel_are_not_clipped_by_too_little():
+    """Float32 loses a norm that is small beside its terms; what is stated is never less than the true one."""
+    torch.manual_seed(0)
+    x = torch.ones(64, 8, 32) + 1e-4 * torch.randn(64, 8, 32)
+    g = 100 * torch.randn(64, 8, 32)
+    g -= g.mean(1, keepdim=True)
+    assert ghost(8, 32, 32)
+    true = torch.bmm(g.transpose(1, 2).double(), x.double()).flatten(1).square().sum(1)
+    found = squared_norms(x, g).double()
+    assert (found >= true).all()
+    plain = (torch.bmm(x, x.transpose(1, 2)) * torch.bmm(g, g.transpose(1, 2))).sum((1, 2)).double()
+    assert (plain < true).any(), "without its allowance it would be"
