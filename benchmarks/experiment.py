@@ -206,6 +206,9 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     if federation.plan and federation.plan.affordable is not None:
         rounds = min(rounds, federation.plan.affordable)
     if leakage:
+        domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
+        hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"
+        require(domain != "feature map", "leakage", name, hint)
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
         patients = federation.facts.patients is not None
         told = not patients or experiment.federation.local.steps is not None

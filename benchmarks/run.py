@@ -232,6 +232,9 @@ def _measure(
                 "value": statement["epsilon"],
                 "unit": statement["unit"],
                 "delta": statement["delta"],
+                "adjacency": statement["adjacency"],
+                # No setting here accounts for more clients or records than there are.
+                "simulated_population": False,
                 **({"status": "not_applicable", "reason": "no guarantee against this adversary"} if infinite else {}),
             }
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from privbench.attacks.inference.canaries import Canaries, Planted
+from privbench.attacks.inference.canaries import Canaries
 from privbench.attacks.poisoning.poisoner import Poisoner
-from privbench.benchmarks.build import ConfigError, require
-from privbench.benchmarks.federation import attested
+from privbench.benchmarks.build import require
+from privbench.benchmarks.federation import attested, units
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
@@ -25,13 +25,8 @@ from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientPlan, Facts
-from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.channel import Attested, Session, Setup
-from privbench.defenses.local.per_sample import Units
-
-MEASURED = 256
-"""Records at most in a step that is timed."""
 
 
 @dataclass
@@ -77,7 +72,7 @@ class Federation:
         self.task.check(self.clients)
         self.shares = self.task.split(self.clients, self.seed)
         self.layout = Layout.of(self.model)
-        self.planted = self._plant() if self.canaries else None
+        self.planted = units.plant(self) if self.canaries else None
         if self.planted:
             self.clients += self.planted.extra
             # A canary client enrols with one record, which it doesn't train on.
@@ -121,29 +116,6 @@ class Federation:
         if self.attests:
             attested.check(self)
 
-    def _plant(self) -> Planted:
-        """The audit's canaries.
-
-        Raises:
-            ConfigError: if they can't be part of this federation.
-        """
-        assert self.canaries is not None
-        claim = self.defense.privacy.unit if self.defense.privacy else None
-        hint = "record or client: there are no canaries for patients"
-        require(claim != "patient", "defense.privacy.unit", claim, hint)
-        unit = self.canaries.unit or claim or "record"
-        hint = f"null, or {claim}: a claim is audited with canaries of its unit"
-        require(claim in (None, unit), "inference.canaries.unit", unit, hint)
-        hint = "none: in an audited run the canaries alone are the suite's own"
-        require(self.poisoner is None, "poisoning", type(self.poisoner).__name__, hint)
-        hint = "false: what attested clients train on is their host's, and canary gradients aren't records"
-        require(not self.attests, "defense.channel.attest_clients", True, hint)
-        spec, data = self.task.spec, self.task.data.train
-        try:
-            return self.canaries.plant(unit, self.clients, self.layout.trainable, data, len(spec.classes), self.seed)
-        except ConfigError as error:
-            raise error.under("inference.canaries") from None
-
     @property
     def attests(self) -> bool:
         """Whether clients train in attested guests."""
@@ -152,47 +124,20 @@ class Federation:
     def _facts(self) -> Facts:
         planted = self.planted
         records = tuple(planted.enrolled(len(s), c) if planted else len(s) for c, s in enumerate(self.shares))
-        work, groups = self.settings.local, self.task.data.train.group
-        patients = None
-        if self.defense.privacy is not None and self.defense.privacy.unit == "patient":
-            self._check_patients()
-            assert groups is not None
-            patients = tuple(len(groups[s].unique()) for s in self.shares)
-        units = patients or records
+        work, patients = self.settings.local, units.patients(self)
+        drawn = patients or records
         return Facts(
             clients=self.clients,
             rounds=self.settings.rounds,
             participation=self.settings.participation,
             sampling=self.sampling,
             records=records,
-            batch=tuple(work.batch(n) for n in units),
-            steps=tuple(work.local_steps(n) for n in units),
+            batch=tuple(work.batch(n) for n in drawn),
+            steps=tuple(work.local_steps(n) for n in drawn),
             patients=patients,
             operator_reads_updates=self.defense.channel.plaintext,
             dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
         )
-
-    def _check_patients(self) -> None:
-        """Refuse a guarantee for patients that other clients' or the test records are of, too.
-
-        Raises:
-            ConfigError: naming what would be right.
-        """
-        spec, data = self.task.spec, self.task.data
-        field = "defense.privacy.unit"
-        hint = f"record: {spec.name} doesn't say which patient a record is of"
-        require(spec.group == "patient" and data.train.group is not None, field, "patient", hint)
-        hint = "record: an attested client's guest is not told which patient a record is of"
-        require(not self.attests, field, "patient", hint)
-        assert data.train.group is not None
-        owners = [set(data.train.group[s].tolist()) for s in self.shares]
-        hint = "one that keeps a patient's records together: by_group or natural"
-        together = sum(map(len, owners)) == len(set().union(*owners))
-        require(together, "task.partition", type(self.task.partition).__name__, hint)
-        if data.test.group is not None:
-            shared = set().union(*owners) & set(data.test.group.tolist())
-            hint = f"record: {len(shared)} patients have training and test records"
-            require(not shared, field, "patient", hint)
 
     @property
     def public(self) -> Public:
@@ -257,15 +202,9 @@ class Federation:
         """
         if not self.local.private:
             return
-        # As many records as a step of the client with most: they are only timed.
-        views = self.settings.local.augmentation.multiplicity
-        if isinstance(self.plan, RecordPlan) and self.plan.unit == "patient":
-            views *= self.plan.guarantee.per_patient
-        units = min(max(1, MEASURED // views), max(self.facts.batch), len(self.task.data.train))
-        batch = self.task.data.train.take(torch.arange(units))
-        x, y = (one.to(self.device).repeat_interleave(views, 0) for one in (batch.x, batch.y))
+        batch = units.like_a_step(self)
         model = copy.deepcopy(self.model).to(self.device).train()
-        self.local = self.defense.local.settle(state.per_sample, model, self.task.loss, Units(x, y, views))
+        self.local = self.defense.local.settle(state.per_sample, model, self.task.loss, batch)
         state.per_sample = self.local.chosen
 
     def session(self, state: ServerState, run: str = "run", folder: Path | None = None, workers: int = 1) -> Session:

@@ -76,7 +76,7 @@ def draw(curves: Curves) -> Figure:
     arms = list({a.key: a for p in curves.panels for points in p.lines.values() for _, a, _ in points}.values())
     labels = list(dict.fromkeys(name for p in curves.panels for name in p.lines))
     ends = {x for p in curves.panels for points in p.lines.values() for x, *_ in points}
-    places = _places(sorted(ends), curves.log)
+    places = places_of(sorted(ends), curves.log)
     with style():
         width = COLUMN if len(curves.panels) == 1 else PAGE
         rows = 2 if any(p.accuracy for p in curves.panels) else 1
@@ -89,7 +89,7 @@ def draw(curves: Curves) -> Figure:
                 for name, points in lines.items():
                     # Lines at ∞ stand side by side, in the order of the legend.
                     aside = (free.index(name) - (len(free) - 1) / 2) / max(len(free), 4) if name in free else 0.0
-                    _line(axes, points, name, labels.index(name), _beside(places, aside))
+                    draw_line(axes, points, name, labels.index(name), beside(places, aside))
             at = [(places[x], v) for x, v in sorted(panel.guesses.items())]
             dashed: dict[str, Any] = {"color": "#555555", "linestyle": "--"}
             column[0].plot([x for x, _ in at], [v for _, v in at], label=GUESS, **dashed)
@@ -97,7 +97,7 @@ def draw(curves: Curves) -> Figure:
                 column[1].axhline(panel.chance, label=CHANCE, **dashed | {"linestyle": ":"})
             column[0].set_title(wrap(panel.title, 88 // len(curves.panels)))
             column[-1].set_xlabel(curves.xlabel)
-        _ticks(grid.flat, places, curves.log)
+        label_ticks(grid.flat, places, curves.log)
         for axes, label in zip(grid[:, 0], (MEASURES[curves.metric], "accuracy (%)"), strict=False):
             axes.set_ylabel(label)
             axes.set_ylim(bottom=0)
@@ -111,7 +111,7 @@ def draw(curves: Curves) -> Figure:
     return figure
 
 
-def _places(values: Sequence[float], log: bool) -> dict[float, float]:
+def places_of(values: Sequence[float], log: bool) -> dict[float, float]:
     """Where each x is drawn: ∞ past the largest, 0 before the least on a log scale."""
     finite = [v for v in values if isfinite(v)]
     positive = [v for v in finite if v > 0]
@@ -121,14 +121,14 @@ def _places(values: Sequence[float], log: bool) -> dict[float, float]:
     return {v: beyond if v == inf else low / step if log and v <= 0 else v for v in values}
 
 
-def _beside(places: Mapping[float, float], aside: float) -> dict[float, float]:
+def beside(places: Mapping[float, float], aside: float) -> dict[float, float]:
     """Places with ∞ shifted by a share of its distance from the largest number, on a log scale."""
     finite = [p for x, p in places.items() if isfinite(x)]
     step = places[inf] / max(finite) if inf in places and finite else 1.0
     return {x: p * step**aside if x == inf else p for x, p in places.items()}
 
 
-def _line(axes: Axes, points: Sequence[Point], name: str, number: int, places: Mapping[float, float]) -> None:
+def draw_line(axes: Axes, points: Sequence[Point], name: str, number: int, places: Mapping[float, float]) -> None:
     measured = [(places[x], e, x) for x, _, e in points if e.mean is not None]
     look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
     look |= {"markersize": max(3.0, 6.5 - number), "capsize": 2}
@@ -142,7 +142,7 @@ def _line(axes: Axes, points: Sequence[Point], name: str, number: int, places: M
         axes.errorbar([x for x, *_ in part], means, yerr=errors, linestyle="-" if joined else "none", **look)
 
 
-def _ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
+def label_ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
     shown = sorted(places)
     if len(shown) > 8:
         shown = [shown[round(i * (len(shown) - 1) / 7)] for i in range(8)]

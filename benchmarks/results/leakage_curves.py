@@ -74,7 +74,7 @@ def leakage_curves(results: Results) -> Iterator[tuple[str, Figure]]:
 def by_setting(arms: Sequence[Arm], axis: Axis) -> Iterator[Curves]:
     """Curves over arms that differ in one of the axis' settings, and in defense."""
     for path in axis.paths:
-        for members in _alike(arms, lambda a, path=path: _without(a.runs[0].settings, ("defense", "poisoning", path))):
+        for members in alike(arms, lambda a, path=path: without(a.runs[0].settings, ("defense", "poisoning", path))):
             for metric in MEASURES:
                 found = []
                 for adversary in _adversaries(members, metric):
@@ -90,14 +90,14 @@ def by_epsilon(arms: Sequence[Arm]) -> Iterator[Curves]:
 
     Arms without a guarantee stand at ∞; those with one of another unit against the same adversary have another panel.
     """
-    for members in _alike(arms, lambda a: a.runs[0].setup_key):
+    for members in alike(arms, lambda a: a.runs[0].setup_key):
         for metric in MEASURES:
             found = []
             for unit, adversary in sorted({p for a in members for p in a.guarantees()}):
-                own = [a for a in members if metric in a.measures(adversary) and not _elsewhere(a, unit, adversary)]
-                placed = [(_epsilon(a, unit, adversary), a) for a in own]
+                own = [a for a in members if metric in a.measures(adversary) and not elsewhere(a, unit, adversary)]
+                placed = [(epsilon_of(a, unit, adversary), a) for a in own]
                 title = f"{unit}-level, seen by {words(adversary)}"
-                found += [_with_accuracy(p) for p in _panel(title, placed, metric, adversary, _family)]
+                found += [_with_accuracy(p) for p in _panel(title, placed, metric, adversary, family)]
             if found:
                 simulated = any(s.simulated for a in members for s in a.guarantees().values())
                 note = "noise simulated from a seed" if simulated else ""
@@ -106,7 +106,7 @@ def by_epsilon(arms: Sequence[Arm]) -> Iterator[Curves]:
 
 def by_round(arms: Sequence[Arm]) -> Iterator[Curves]:
     """Curves over the attacked rounds, where an adversary attacked several."""
-    for members in _alike(arms, lambda a: a.runs[0].setup_key, least=1):
+    for members in alike(arms, lambda a: a.runs[0].setup_key, least=1):
         for metric in MEASURES:
             found = []
             for adversary in _adversaries(members, metric):
@@ -126,7 +126,7 @@ def by_round(arms: Sequence[Arm]) -> Iterator[Curves]:
                 yield Curves("leakage_by_round", "round", metric, tuple(found), log=wide)
 
 
-def _alike(arms: Sequence[Arm], key: Callable[[Arm], str], least: int = 2) -> Iterator[list[Arm]]:
+def alike(arms: Sequence[Arm], key: Callable[[Arm], str], least: int = 2) -> Iterator[list[Arm]]:
     """Arms with equal keys that may be drawn together, ``least`` or more."""
     found: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -137,7 +137,7 @@ def _alike(arms: Sequence[Arm], key: Callable[[Arm], str], least: int = 2) -> It
             yield kept
 
 
-def _without(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
+def without(settings: Mapping[str, Any], paths: Iterable[str]) -> str:
     kept = {p: v for p, v in flatten(settings).items() if not any(p == q or p.startswith(f"{q}.") for q in paths)}
     return canonical(kept)
 
@@ -146,16 +146,16 @@ def _defense(arm: Arm) -> str:
     return canonical(arm.runs[0].settings.get("defense") or {})
 
 
-def _family(arm: Arm) -> str:
-    return _without(arm.runs[0].settings.get("defense") or {}, BUDGET)
+def family(arm: Arm) -> str:
+    return without(arm.runs[0].settings.get("defense") or {}, BUDGET)
 
 
-def _epsilon(arm: Arm, unit: str, adversary: str) -> float:
+def epsilon_of(arm: Arm, unit: str, adversary: str) -> float:
     stated = arm.guarantees().get((unit, adversary))
     return stated.epsilon if stated else inf
 
 
-def _elsewhere(arm: Arm, unit: str, adversary: str) -> bool:
+def elsewhere(arm: Arm, unit: str, adversary: str) -> bool:
     stated = arm.guarantees()
     return (unit, adversary) not in stated and any(other == adversary for _, other in stated)
 
@@ -197,7 +197,7 @@ def _panel(
             guesses[x] = _better(metric, guesses.get(x), best[1].mean)
     if not any(len({x for x, *_ in points if isfinite(x)}) > 1 for points in lines.values()):
         return []
-    names = _names(lines)
+    names = names_of(lines)
     named = {names[k]: points for k, points in lines.items()}
     return [Panel(title, named, guesses, unattacked=_unattacked(named, metric, adversary))]
 
@@ -213,7 +213,7 @@ def _unattacked(
     )
 
 
-def _names(lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:
+def names_of(lines: Mapping[str, Sequence[Point]]) -> dict[str, str]:
     """Labels of lines: the defense, and what else tells lines with the same defense apart."""
     firsts = {key: points[0][1] for key, points in lines.items()}
     bare = {key: arm.defense for key, arm in firsts.items()}

@@ -7,6 +7,9 @@ from rich.console import Console
 
 from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
 from privbench.benchmarks.results.figures import NAMES, write
+from privbench.benchmarks.results.frontier import NAME as FRONTIER
+from privbench.benchmarks.results.frontier import draw as frontier
+from privbench.benchmarks.results.frontier import frontier_table, panels
 from privbench.benchmarks.results.inference import groups as inferences
 from privbench.benchmarks.results.inference import inference_table
 from privbench.benchmarks.results.inference_figures import EPSILON, empirical_epsilon
@@ -54,7 +57,8 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     """Write ``table.{txt,csv,tex}`` and ``figures/`` into a sweep's directory, else into ``report/`` there.
 
     Where there are several client-level mechanisms, ``privacy.{txt,csv,tex}`` is their table; where something was
-    attacked, ``leakage.{txt,csv,tex}`` says how much was found, and isn't printed. Complete arms are shown,
+    attacked, ``leakage.{txt,csv,tex}`` says how much was found, and where there are several epsilons and measures,
+    ``frontier.{txt,csv,tex}`` has all of them; neither is printed. Complete arms are shown,
     the others are listed with their reason. The same results give the same bytes.
 
     Args:
@@ -76,6 +80,7 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     beside = published(kept)
     inferred = inference_table(kept)
     files += [*_texts(folder, "published", beside), *_texts(folder, "inference", inferred)]
+    files += _texts(folder, "frontier", frontier_table(kept))
     files += _figures(kept, folder / "figures")
     made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred)
     if console is not None:
@@ -113,8 +118,14 @@ def _figures(results: Results, folder: Path) -> list[Path]:
     for name, figure in leakage_curves(results):
         number = sum(f.name.startswith(name) for f in files) // 2
         files += save(figure, folder / (f"{name}-{number}" if number else name))
+    for number, found in enumerate(panels(results)):
+        files += save(frontier(found), folder / (f"{FRONTIER}-{number}" if number else FRONTIER))
     for old in folder.glob("*"):
-        if old not in files and old.suffix in (".png", ".pdf") and old.name.startswith((*NAMES, NAME, EPSILON)):
+        if (
+            old not in files
+            and old.suffix in (".png", ".pdf")
+            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER))
+        ):
             old.unlink()
     return files
 

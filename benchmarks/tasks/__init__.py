@@ -1,7 +1,7 @@
 """Data sets, their partitions into clients, and models."""
 
 from privbench.benchmarks.tasks.classification import Classification
-from privbench.benchmarks.tasks.task import Data, Source, Spec, Split
+from privbench.benchmarks.tasks.task import Data, Features, Source, Spec, Split
 from privbench.benchmarks.tasks.trigger import Patch
 
-__all__ = ["Classification", "Data", "Patch", "Source", "Spec", "Split"]
+__all__ = ["Classification", "Data", "Features", "Patch", "Source", "Spec", "Split"]

@@ -13,7 +13,7 @@ from privbench.benchmarks.build import RUNTIME, ConfigError, require
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.measures import utility
 from privbench.benchmarks.tasks.partition import IID, Natural, Partition
-from privbench.benchmarks.tasks.task import Data, Source, Spec, Split
+from privbench.benchmarks.tasks.task import Data, Features, Source, Spec, Split
 from privbench.benchmarks.tasks.trigger import Patch
 
 BATCH = 256
@@ -29,6 +29,7 @@ class Classification:
         partition: how its training records are divided among clients.
         trigger: what a backdoor is triggered by; the false-trigger rate of a clean model needs it as well.
         records: use only the first so many training records, classes (and groups) taking turns.
+        features: what models see in place of the records: a fixed transform; ``None`` for the records themselves.
         data_dir: where to look for files first.
     """
 
@@ -36,6 +37,7 @@ class Classification:
     partition: Partition = field(default=IID())
     trigger: Patch | None = field(default=Patch())
     records: int | None = None
+    features: Features | None = None
     data_dir: str | None = field(default=None, metadata=RUNTIME)
 
     separable: ClassVar[bool] = True
@@ -47,7 +49,7 @@ class Classification:
     @property
     def data(self) -> Data:
         """The data set, loaded once per process."""
-        return _load(self.source, self.records, self.data_dir)
+        return _load(self.source, self.records, self.features, self.data_dir)
 
     @property
     def spec(self) -> Spec:
@@ -116,12 +118,12 @@ class Classification:
 
 
 @lru_cache(maxsize=2)
-def _load(source: Source, records: int | None, data_dir: str | None) -> Data:
+def _load(source: Source, records: int | None, features: Features | None, data_dir: str | None) -> Data:
     data = source.load(data_dir)
-    if records is None:
-        return data
-    require(records <= len(data.train), "task.records", records, f"at most {len(data.train)}")
-    return Data(data.train.take(take_turns(data.train)[:records]), data.test, data.spec)
+    if records is not None:
+        require(records <= len(data.train), "task.records", records, f"at most {len(data.train)}")
+        data = Data(data.train.take(take_turns(data.train)[:records]), data.test, data.spec)
+    return data if features is None else features.apply(data)
 
 
 def take_turns(split: Split) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-Domain = Literal["image", "signal", "table"]
+Domain = Literal["image", "signal", "table", "feature map"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Spec:
 
     Args:
         name: of the data set, as in ``conf/task``.
-        shape: of one input: ``(channels, height, width)``, ``(channels, samples)`` or ``(features,)``.
+        shape: of one input: ``(channels, height, width)`` (also of a feature map), ``(channels, samples)`` or
+            ``(features,)``.
         classes: class names; label ``i`` is ``classes[i]``.
         mean, std: standardisation, broadcastable to ``shape``: ``raw = x * std + mean``; raw pixels are in [0, 1].
-        domain: what an input is.
+        domain: what an input is; a feature map is what was computed of an image.
         group: what ``Split.group`` numbers, in the singular (``"hospital"``), or ``None``.
         features: names of a table's features, ``shape[0]`` of them, or none.
     """
@@ -75,5 +76,17 @@ class Source(Protocol):
         Raises:
             DataMissing: if a file is nowhere, and can't be fetched.
             ConfigError: if a file isn't the one that was published.
+        """
+        ...
+
+
+class Features(Protocol):
+    """What is computed of the records once, when they are loaded. Frozen dataclasses, as sources are."""
+
+    def apply(self, data: Data) -> Data:
+        """The same records, in the same order, with other inputs, each computed of its own record alone.
+
+        Raises:
+            ConfigError: if they can't be computed of such inputs.
         """
         ...

@@ -40,7 +40,8 @@ class Patch:
         """Raises:
         ConfigError: if the patch can't be painted on inputs of ``spec``, or its target is not a class.
         """
-        require(spec.domain != "table", "task.trigger", "Patch", f"null: {spec.name} has tables, which have no pixels")
+        pixels = spec.domain in ("image", "signal")
+        require(pixels, "task.trigger", "Patch", f"null: {spec.name} has {spec.domain}s, which have no pixels")
         smallest = min(spec.shape[1:])
         require(self.size <= smallest, "task.trigger.size", self.size, f"at most {smallest}, the input's edge")
         rows, columns = self._window(spec)

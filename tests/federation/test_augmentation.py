@@ -80,6 +80,7 @@ def test_the_average_follows_the_model():
     for number in range(1, 201):
         state.round, state.model = number, torch.tensor([float(number)])
         state.averaged(0.9)
+    assert state.average is not None
     assert float(state.average[0]) == pytest.approx(200 - 9, abs=0.1), "a lag of decay / (1 - decay) rounds"
     none = ServerState(0, torch.zeros(1))
     none.averaged(0.0)

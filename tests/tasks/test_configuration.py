@@ -18,7 +18,8 @@ from privbench.benchmarks.tasks.partition import Dirichlet, Natural, Quantity
 from privbench.benchmarks.tasks.sources import Digits
 
 CONF = Path(str(files("privbench.conf"))).resolve()
-NAMES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in ("task", "task/partition", "model")}
+GROUPS = ("task", "task/partition", "task/features", "model")
+NAMES = {group: sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in GROUPS}
 
 
 def composed(*overrides: str) -> dict:
@@ -42,6 +43,14 @@ def test_task(name):
 def test_partition(name):
     config = composed("+task=digits", f"task/partition={name}")["task"]["partition"]
     spelled_out(config, build(config))
+
+
+@pytest.mark.parametrize("name", NAMES["task/features"])
+def test_features(name):
+    config = composed("+task=digits", f"task/features={name}", "task.trigger=null")["task"]
+    spelled_out(config["features"], build(config["features"]))
+    assert build(config, path="task").features == build(config["features"])
+    assert composed("+task=digits", f"task/features={name}", "task.features=null")["task"]["features"] is None
 
 
 @pytest.mark.parametrize("name", NAMES["model"])

@@ -12,7 +12,8 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 @pytest.mark.parametrize(
-    ("heading", "group"), [("Data sets", "task"), ("Partitions", "task/partition"), ("Models", "model")]
+    ("heading", "group"),
+    [("Data sets", "task"), ("Partitions", "task/partition"), ("Features", "task/features"), ("Models", "model")],
 )
 def test_every_yaml_is_in_its_table(heading, group):
     section = PAGE.read_text(encoding="utf-8").split(f"## {heading}")[1].split("\n## ")[0]

@@ -7,6 +7,7 @@ from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
 from privbench.benchmarks.tasks.models.imprint import ImprintBlock
 from privbench.benchmarks.tasks.models.lenet import LeNet
 from privbench.benchmarks.tasks.models.resnet import ResNet18, ResNet20
+from privbench.benchmarks.tasks.models.scatter import ScatterCNN, ScatterLinear
 from privbench.benchmarks.tasks.models.signal_cnn import SignalCNN
 from privbench.benchmarks.tasks.models.small_cnn import SmallCNN
 from privbench.benchmarks.tasks.models.tanh_cnn import TanhCNN
@@ -22,6 +23,8 @@ __all__ = [
     "LogisticRegression",
     "ResNet18",
     "ResNet20",
+    "ScatterCNN",
+    "ScatterLinear",
     "SignalCNN",
     "SmallCNN",
     "TanhCNN",

@@ -126,7 +126,7 @@ def expected(model: nn.Module, batch: Units) -> tuple[Tensor, Tensor]:
     norms, total = [], torch.zeros((), dtype=torch.float64)
     for u in range(len(batch)):
         own = range(u * batch.views, (u + 1) * batch.views)
-        value = sum(loss(model, (batch.x[i : i + 1], batch.y[i : i + 1])) for i in own) / batch.views
+        value = torch.stack([loss(model, (batch.x[i : i + 1], batch.y[i : i + 1])) for i in own]).mean()
         g = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
         norms.append(g.norm())
         total = total + g * min(1.0, CLIP * (1 - 1e-5) / float(g.norm()))

@@ -18,7 +18,7 @@ from privbench.benchmarks.sweep import compose
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.partition import IID, ByGroup
 from privbench.benchmarks.tasks.sources import DataMissing
-from privbench.benchmarks.tasks.task import Data, Split
+from privbench.benchmarks.tasks.task import Data
 from privbench.defenses import Defense
 from privbench.defenses.accounting import RecordLevel
 from privbench.defenses.local import DPSGD
@@ -88,6 +88,7 @@ def test_steps_draw_patients_and_epsilon_counts_them(visits, mlp: nn.Module):
     assert made.facts.records == (60, 60)
     assert made.facts.units == (20, 20)
     assert made.facts.steps == (4, 4)
+    assert made.plan is not None
     (claim, _) = made.plan.statements([made.plan.charge(1, range(2))])
     assert claim["unit"] == "patient"
     assert claim["sampling_rate"] == 0.5
@@ -160,11 +161,6 @@ def test_bad_settings_are_named(field, value):
     with pytest.raises(ConfigError) as caught:
         level(**{field: value})
     assert caught.value.field == field
-
-
-def test_split_keeps_groups():
-    one = Split(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), torch.tensor([3, 4]))
-    assert one.take(torch.tensor([1])).group.tolist() == [4]
 
 
 def test_attackers_are_told_nothing_wrong_of_a_client_that_draws_patients(visits, mlp: nn.Module):

@@ -1,0 +1,229 @@
+"""What a guarantee costs and what it stops: utility, leakage, membership and backdoors against epsilon.
+
+Columns are a unit and an adversary each, since epsilons of two kinds don't compare; rows are measures. Runs with a
+poisoner give the success of backdoors alone, runs without one everything else.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, isfinite
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from privbench.benchmarks.results.arms import Arm, Estimate
+from privbench.benchmarks.results.curves import Point, beside, draw_line, label_ticks, places_of
+from privbench.benchmarks.results.leakage_curves import elsewhere, epsilon_of, family, names_of, without
+from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.style import legend_shape, new, seeds, style, words, wrap
+from privbench.benchmarks.results.tabular import Table, number
+
+NAME = "frontier"
+APART = ("defense", "poisoning", "inference", "leakage")
+"""What runs of one frontier differ in."""
+REFERENCE = "nothing found, or guessed"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A row.
+
+    Args:
+        name: of the metric.
+        label: of the axis.
+        poisoned: whether it is of runs with a poisoner.
+        scale: by which it is drawn.
+        reference: what stands for no success: of an arm and an adversary.
+    """
+
+    name: str
+    label: str
+    poisoned: bool = False
+    scale: float = 1.0
+    reference: Callable[[Arm, str], float | None] = field(default=lambda arm, adversary: 0.0)
+
+    def of(self, arm: Arm, adversary: str) -> Estimate:
+        """Its value against the adversary, or of the model."""
+        general = self.name in ("accuracy", "asr")
+        found = arm.final(self.name) if general else arm.leakage(self.name, adversary)
+        return replace(found, values=tuple(self.scale * v for v in found.values))
+
+
+def _guess(metric: str) -> Callable[[Arm, str], float | None]:
+    def best(arm: Arm, adversary: str) -> float | None:
+        found = arm.best_baseline(metric, adversary)
+        return found[1].mean if found else None
+
+    return best
+
+
+MEASURES = (
+    Measure("accuracy", "accuracy (%)", scale=100, reference=lambda arm, _: _percent(arm.runs[0].chance)),
+    Measure("psnr_db", "PSNR (dB)", reference=_guess("psnr_db")),
+    Measure("mse", "MSE\n(lower leaks more)", reference=_guess("mse")),
+    Measure("membership_advantage", "membership\nadvantage"),
+    Measure("asr", "attack success (%)", poisoned=True, scale=100),
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure against one kind of epsilon.
+
+    Args:
+        measure, unit, adversary: of what and against whom.
+        lines: by defense ``(epsilon, arm, value)``, ascending; infinite is no guarantee.
+        reference: the value of no success, where the arms agree on one.
+    """
+
+    measure: Measure
+    unit: str
+    adversary: str
+    lines: Mapping[str, Sequence[Point]]
+    reference: float | None
+
+    @property
+    def curve(self) -> bool:
+        """Whether a line has two epsilons."""
+        return any(len({x for x, *_ in points if isfinite(x)}) > 1 for points in self.lines.values())
+
+
+def panels(results: Results) -> Iterator[list[Panel]]:
+    """Those of each setup that has a defense with several epsilons and two measures of it.
+
+    Raises:
+        Refused: if an arm can't be averaged.
+    """
+    setups: dict[str, list[Arm]] = {}
+    for arm in results.arms():
+        setups.setdefault(without(arm.runs[0].settings, APART), []).append(arm)
+    for arms in setups.values():
+        pairs = sorted({p for a in arms for p, said in a.guarantees().items() if isfinite(said.epsilon)})
+        found = [_panel(arms, measure, *pair) for measure in MEASURES for pair in pairs]
+        kept = [p for p in found if p.lines]
+        if any(p.curve for p in kept) and len({p.measure.name for p in kept if p.curve}) > 1:
+            yield kept
+
+
+def _panel(arms: Sequence[Arm], measure: Measure, unit: str, adversary: str) -> Panel:
+    lines: dict[str, dict[float, tuple[Arm, Estimate]]] = {}
+    references: set[float] = set()
+    for arm in arms:
+        audited = any(r.manifest.get("canaries") for r in arm.runs)
+        if arm.poisoned != measure.poisoned or elsewhere(arm, unit, adversary) or audited:
+            continue
+        value = measure.of(arm, adversary)
+        if value.state != "absent":
+            # Arms that differ in what is measured alone have trained the same model.
+            # A control by another name, clipping alone, is no point of the defense's line.
+            lines.setdefault(f"{arm.defense} {family(arm)}", {}).setdefault(
+                epsilon_of(arm, unit, adversary), (arm, value)
+            )
+            known = measure.reference(arm, adversary)
+            references |= set() if known is None else {known}
+    ordered = {k: [(x, *at[x]) for x in sorted(at)] for k, at in lines.items()}
+    names = names_of(ordered)
+    reference = max(references) if references and measure.name != "mse" else min(references, default=None)
+    return Panel(measure, unit, adversary, {names[k]: points for k, points in ordered.items()}, reference)
+
+
+def draw(found: Sequence[Panel]) -> Figure:
+    """Means over seeds with their 95% t-interval; what has no guarantee stands at ∞."""
+    pairs = list(dict.fromkeys((p.unit, p.adversary) for p in found))
+    measures = list(dict.fromkeys(p.measure for p in found))
+    labels = list(dict.fromkeys(name for p in found for name in p.lines))
+    places = places_of(sorted({x for p in found for points in p.lines.values() for x, *_ in points}), log=True)
+    free = [n for n in labels if any(x == inf for p in found for x, *_ in p.lines.get(n, ()))]
+    arms = list({a.key: a for p in found for points in p.lines.values() for _, a, _ in points}.values())
+    with style():
+        width, height = 1.0 + 2.0 * len(pairs), 0.8 + 1.25 * len(measures)
+        figure = new(width, height)
+        grid = figure.subplots(len(measures), len(pairs), sharex=True, sharey="row", squeeze=False)
+        missing = dict.fromkeys((m, p) for m in measures for p in pairs)
+        for panel in found:
+            pair = (panel.unit, panel.adversary)
+            missing.pop((panel.measure, pair))
+            axes = grid[measures.index(panel.measure)][pairs.index(pair)]
+            for name, points in panel.lines.items():
+                aside = (free.index(name) - (len(free) - 1) / 2) / max(len(free), 4) if name in free else 0.0
+                draw_line(axes, points, name, labels.index(name), beside(places, aside))
+            if panel.reference is not None:
+                axes.axhline(panel.reference, color="#555555", linestyle=":", label=REFERENCE, zorder=0)
+        for measure, pair in missing:
+            grid[measures.index(measure)][pairs.index(pair)].set_visible(False)
+        for (unit, adversary), axes in zip(pairs, grid[0], strict=True):
+            axes.set_title(wrap(f"{unit}-level, against {words(adversary)}", 30))
+        for measure, axes in zip(measures, grid[:, 0], strict=True):
+            axes.set_ylabel(measure.label)
+        label_ticks(grid.flat, places, log=True)
+        for column in grid.T:
+            lowest = [axes for axes in column if axes.get_visible()][-1]
+            lowest.set_xlabel("ε against the same adversary")
+            lowest.tick_params(labelbottom=True)
+        simulated = any(s.simulated for a in arms for s in a.guarantees().values())
+        figure.suptitle("; ".join(filter(None, [seeds(arms), simulated and "noise simulated from a seed"])), fontsize=7)
+        entries = {label: h for axes in grid.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        shown = sorted(entries, key=lambda label: label == REFERENCE)
+        columns, wrapped, more = legend_shape(shown, width)
+        figure.set_size_inches(width, height + more)
+        figure.legend([entries[n] for n in shown], wrapped, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def frontier_table(results: Results) -> Table | None:
+    """One row a defense, epsilon, unit and adversary, with every measure; ``None`` where there is no frontier."""
+    every = [p for found in panels(results) for p in found]
+    if not every:
+        return None
+    measures = list(dict.fromkeys(p.measure for p in every))
+    rows: dict[tuple[Any, ...], dict[str, Estimate]] = {}
+    facts: dict[tuple[Any, ...], Arm] = {}
+    for panel in every:
+        for name, points in panel.lines.items():
+            for x, arm, value in points:
+                key = (without(arm.runs[0].settings, APART), panel.unit, panel.adversary, name, x)
+                rows.setdefault(key, {})[panel.measure.name] = value
+                facts[key] = arm
+    headers = ("task", "unit", "against", "defense", "ε", "n", *(m.label.replace("\n", " ") for m in measures))
+    cells, records = [], []
+    for key, found in rows.items():
+        _, unit, adversary, name, x = key
+        arm = facts[key]
+        stated = arm.guarantees().get((unit, adversary))
+        task = str(arm.runs[0].choices.get("task") or "—")
+        shown = tuple(
+            number(found[m.name], 1 if m.scale > 1 or m.name == "psnr_db" else 3) if m.name in found else "—"
+            for m in measures
+        )
+        cells.append((task, unit, words(adversary), name, "∞" if x == inf else f"{x:.3g}", f"n={arm.n}", *shown))
+        records.append(
+            {
+                "task": task,
+                "unit": unit,
+                "adversary": adversary,
+                "adjacency": _adjacency(arm, unit, adversary),
+                "defense": name,
+                "epsilon": None if x == inf else x,
+                "delta": stated.delta if stated else None,
+                "simulated_population": False,
+                "seeds": " ".join(map(str, arm.seeds)),
+                **{m.name: found[m.name].mean if m.name in found else None for m in measures},
+                **{f"{m.name}_half_width": found[m.name].half_width if m.name in found else None for m in measures},
+            }
+        )
+    notes = (
+        "a ± b: mean and 95% t-interval over seeds.",
+        "No epsilon here presumes a larger population than was simulated.",
+    )
+    return Table(headers, tuple(cells), notes, tuple(records))
+
+
+def _adjacency(arm: Arm, unit: str, adversary: str) -> str | None:
+    for said in arm.runs[0].manifest.get("privacy") or ():
+        if (said["unit"], said["adversary"]) == (unit, adversary):
+            return said.get("adjacency")
+    return None
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
