@@ -146,11 +146,24 @@ def label_ticks(grid: Any, places: Mapping[float, float], log: bool) -> None:
     shown = sorted(places)
     if len(shown) > 8:
         shown = [shown[round(i * (len(shown) - 1) / 7)] for i in range(8)]
+    if log:
+        shown = _apart(shown, places)
     for axes in grid:
         if log:
             axes.set_xscale("log")
         axes.set_xticks([places[x] for x in shown], [_number(x) for x in shown])
         axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _apart(shown: Sequence[float], places: Mapping[float, float]) -> list[float]:
+    """Those whose labels don't touch on a log scale; whole numbers and the ends have the first choice."""
+    at = {x: log10(places[x]) for x in shown}
+    least = 0.1 * (max(at.values()) - min(at.values()))
+    kept: list[float] = []
+    for x in sorted(shown, key=lambda x: (x not in (shown[0], shown[-1]), not float(x).is_integer(), x)):
+        if all(abs(at[x] - at[other]) >= least for other in kept):
+            kept.append(x)
+    return sorted(kept)
 
 
 def _number(x: float) -> str:

@@ -155,6 +155,10 @@ def draw(found: Sequence[Panel]) -> Figure:
             axes.set_title(wrap(f"{unit}-level, against {words(adversary)}", 30))
         for measure, axes in zip(measures, grid[:, 0], strict=True):
             axes.set_ylabel(measure.label)
+            if measure.name == "mse":
+                axes.set_yscale("log", nonpositive="clip")
+            elif measure.name in ("psnr_db", "asr"):
+                axes.set_ylim(bottom=0)  # an interval may reach below, they can't
         label_ticks(grid.flat, places, log=True)
         for column in grid.T:
             lowest = [axes for axes in column if axes.get_visible()][-1]
