@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import inf, log
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -39,7 +40,7 @@ def plan(made: Experiment) -> Any:
 
 def older(q: float, sigma: float, steps: int) -> float:
     """Mironov 2017, proposition 3: the conversion that papers of the time used."""
-    alphas = compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=ORDERS)
+    alphas = list(np.atleast_1d(compute_rdp(q=q, noise_multiplier=sigma, steps=steps, orders=ORDERS)))
     return min((r + log(1 / DELTA) / (a - 1) for a, r in zip(ORDERS, alphas, strict=True)), default=inf)
 
 
