@@ -97,6 +97,9 @@ class Federation:
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts, self.layout.size)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
+        hint = "null: the attested aggregator draws cohorts itself, and caps nobody"
+        capped = isinstance(self.defense.channel, Attested) and settings.max_participations is not None
+        require(not capped, "federation.max_participations", settings.max_participations, hint)
         attackers = self.poisoner.clients if self.poisoner else 0
         require(
             attackers <= self.clients,
@@ -135,6 +138,7 @@ class Federation:
             batch=tuple(work.batch(n) for n in drawn),
             steps=tuple(work.local_steps(n) for n in drawn),
             patients=patients,
+            cap=self.settings.max_participations,
             operator_reads_updates=self.defense.channel.plaintext,
             dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
         )

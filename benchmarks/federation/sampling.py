@@ -1,23 +1,31 @@
 """Who takes part in a round."""
 
+from collections.abc import Collection
+from itertools import islice
 from typing import Literal
 
 import torch
 
 
 def cohort(
-    clients: int, participation: float, sampling: Literal["fixed", "poisson"], generator: torch.Generator
+    clients: int,
+    participation: float,
+    sampling: Literal["fixed", "poisson"],
+    generator: torch.Generator,
+    spent: Collection[int] = (),
 ) -> tuple[int, ...]:
     """Clients invited to a round, in increasing order.
 
     ``fixed`` draws ``max(1, round(participation * clients))`` without replacement, ``poisson`` each client with
-    probability ``participation``, so that a cohort may be empty.
+    probability ``participation``, so that a cohort may be empty. Who is ``spent`` has taken part as often as it may and
+    is passed over: a fixed cohort is then drawn from the others, and is smaller where too few are left.
     """
     if sampling == "poisson":
         drawn = torch.rand(clients, generator=generator) < participation
-        return tuple(torch.nonzero(drawn).squeeze(1).tolist())
+        return tuple(c for c in torch.nonzero(drawn).squeeze(1).tolist() if c not in spent)
     size = max(1, round(participation * clients))
-    return tuple(sorted(torch.randperm(clients, generator=generator)[:size].tolist()))
+    order = (c for c in torch.randperm(clients, generator=generator).tolist() if c not in spent)
+    return tuple(sorted(islice(order, size)))
 
 
 def answering(invited: tuple[int, ...], dropout: float, generator: torch.Generator) -> tuple[int, ...]:

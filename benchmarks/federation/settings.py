@@ -68,6 +68,8 @@ class FederationSettings:
         participation: expected share of clients a round, in (0, 1].
         sampling: ``fixed`` draws exactly ``round(participation * clients)`` without replacement, ``poisson`` each
             client independently (a cohort may be empty); ``None`` is what the privacy plan needs, else ``fixed``.
+        max_participations: rounds that one client takes part in at most, which epsilon against who sees its messages
+            counts; at least ``participation * rounds``. ``None`` for no cap.
         weighting: ``records`` weighs an update by its client's records, ``equal`` does not; ``None`` is what the
             privacy plan needs, else ``records``.
         dropout: probability that an invited client never answers, in [0, 1).
@@ -86,6 +88,7 @@ class FederationSettings:
     rounds: int = 20
     participation: float = 1.0
     sampling: Literal["fixed", "poisson"] | None = None
+    max_participations: int | None = None
     weighting: Literal["records", "equal"] | None = None
     dropout: float = 0.0
     evaluate_every: int = 1
@@ -99,6 +102,9 @@ class FederationSettings:
         require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1")
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(0 < self.participation <= 1, "participation", self.participation, "a fraction in (0, 1]")
+        most, mean = self.max_participations, self.participation * self.rounds
+        hint = f"at least {math.ceil(mean - 1e-9)}, how often a client takes part on average, or null"
+        require(most is None or most >= mean - 1e-9, "max_participations", most, hint)
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
         require(0 <= self.averaging < 1, "averaging", self.averaging, "a decay in [0, 1), 0 for none")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")

@@ -25,6 +25,7 @@ class Facts:
         sampling: how they are drawn.
         records: training records by client.
         batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
+        cap: rounds that one client takes part in at most; ``None``: in all.
         patients: whose records these are, by client, where steps draw patients; batches are then of patients.
         operator_reads_updates: whether whoever runs the server reads single updates.
         dropout: probability that an invited client never answers.
@@ -40,6 +41,11 @@ class Facts:
     operator_reads_updates: bool = True
     dropout: float = 0.0
     patients: tuple[int, ...] | None = None
+    cap: int | None = None
+
+    def counted(self, rounds: int) -> int:
+        """Of so many rounds, those that any one client may have taken part in."""
+        return rounds if self.cap is None else min(rounds, self.cap)
 
     @property
     def units(self) -> tuple[int, ...]:
@@ -158,11 +164,15 @@ class Guarantee:
         except ValueError as error:
             raise ConfigError("epsilon", self.epsilon, str(error)) from None
 
-    def affordable(self, charge: Iterable[tuple[Step, int]], rounds: int, sampling: Sampling = "poisson") -> int | None:
-        """How many attempts at a round the budget allows, at most twice ``rounds``; ``None`` without a budget.
+    def affordable(
+        self, charge: Iterable[tuple[Step, int]], facts: Facts, sampling: Sampling = "poisson"
+    ) -> int | None:
+        """How many attempts at a round the budget allows, at most twice the rounds; ``None`` without a budget.
 
         Args:
             charge: what one attempt costs, for each kind of unit.
+            facts: of the federation.
+            sampling: how units are drawn.
 
         Raises:
             ConfigError: if not even one is.
@@ -172,10 +182,10 @@ class Guarantee:
         kinds, terms = set(charge), self.terms(sampling)
 
         def spent(n: int) -> float:
-            return max(terms.epsilon([(step, n * times)], self.delta) for step, times in kinds)
+            return max(terms.epsilon([(step, facts.counted(n) * times)], self.delta) for step, times in kinds)
 
         require(spent(1) <= self.budget, "budget", self.budget, f"at least {spent(1):.4g}, which the first round takes")
-        low, high = 1, 2 * rounds + 1
+        low, high = 1, 2 * facts.rounds + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if spent(middle) <= self.budget else (low, middle)

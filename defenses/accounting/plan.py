@@ -75,6 +75,9 @@ class ClientLevel(Guarantee):
             hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
             hint += ", or account for a fixed size with privacy.accountant=rdp and privacy.adjacency=replace"
             require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
+        hint = "null: a cap changes who is drawn, and amplification counts on drawing independently"
+        hint = hint if self.noise == "central" else "null: sums hold the noise of all clients in every round"
+        require(self.noise == "local" or facts.cap is None, "max_participations", facts.cap, hint)
         if self.noise == "distributed":
             hint = "1 with noise=distributed: the sum's noise is made of all clients' shares, whoever is drawn"
             require(facts.participation == 1, "participation", facts.participation, hint)
@@ -85,11 +88,11 @@ class ClientLevel(Guarantee):
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
         rate = facts.participation if self.noise == "central" else 1.0
-        sigma = self.sigma(rate, facts.rounds, facts.sampling)
+        sigma = self.sigma(rate, facts.counted(facts.rounds), facts.sampling)
         if self.count_noise is not None:
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
             require(self.count_noise > sigma / 2, "count_noise", self.count_noise, hint)
-        affordable = self.affordable([((rate, sigma), 1)], facts.rounds, facts.sampling)
+        affordable = self.affordable([((rate, sigma), 1)], facts, facts.sampling)
         return ClientPlan(self, facts, sigma, affordable=affordable)
 
 
@@ -160,7 +163,7 @@ class ClientPlan:
         Who is missing might be honest, and who isn't honest present: one client less is one share less.
         """
         facts, noise = self.facts, self.guarantee.noise
-        varies = facts.dropout > 0 or (facts.sampling == "poisson" and facts.participation < 1)
+        varies = facts.dropout > 0 or facts.cap is not None or (facts.sampling == "poisson" and facts.participation < 1)
         if noise == "central" or (varies and noise == "local"):
             return 0
         return max(1, math.ceil(self.guarantee.present * round(self.expected) - 1e-9))
@@ -232,7 +235,7 @@ class ClientPlan:
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
         """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
-        history = [((1.0, e[noise]), 1) for e in ledger]
+        history = [((1.0, e[noise]), 1) for e in ledger[: self.facts.counted(len(ledger))]]
         replace = self.guarantee.adjacency == "replace"
         terms = Terms(self.guarantee.accountant, "replace" if replace else "zero_out")
         more: dict[str, Any] = {

@@ -17,7 +17,7 @@ class RecordLevel(Guarantee):
 
     Every client calibrates its own noise to its own sampling rate, so that small clients get the same guarantee. The
     server sees who takes part, so client sampling amplifies nothing, and every client is counted as taking part in
-    every round; the realised number is no larger.
+    every round, or in as many as it is capped at; the realised number is no larger.
 
     Args:
         unit: ``patient`` draws, clips and counts patients instead of records: a step's gradient of a patient is the
@@ -42,9 +42,9 @@ class RecordLevel(Guarantee):
         """
         self.check_delta(sum(facts.units), f"{self.unit}s")
         rates = tuple(b / n for b, n in zip(facts.batch, facts.units, strict=True))
-        sigmas = tuple(self.sigma(q, s * facts.rounds) for q, s in zip(rates, facts.steps, strict=True))
+        sigmas = tuple(self.sigma(q, s * facts.counted(facts.rounds)) for q, s in zip(rates, facts.steps, strict=True))
         steps = zip(rates, sigmas, facts.steps, strict=True)
-        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts.rounds)
+        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts)
         return RecordPlan(self, facts, rates, sigmas, affordable)
 
 
@@ -87,7 +87,8 @@ class RecordPlan:
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
         every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
-        kinds = {((q, sigma), steps * len(ledger)) for q, sigma, steps in every}
+        counted = self.facts.counted(len(ledger))
+        kinds = {((q, sigma), steps * counted) for q, sigma, steps in every}
         # The weakest client's; a tie is broken by the history, so that the statement is always the same.
         terms = self.guarantee.terms()
         _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
@@ -101,7 +102,7 @@ class RecordPlan:
             "sampling_rate": max(self.rates),
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
-            "participations_counted": len(ledger),
+            "participations_counted": counted,
             "participations_realised": max(taken.values(), default=0),
             "not_covered": f"how many {self.unit}s and records each client has, which sampling rates and weights show",
         }

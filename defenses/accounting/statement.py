@@ -84,6 +84,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "sampling": {
             "scheme": "poisson" if record else facts.sampling,
             "drawn_by": "the simulation, from the run's seed",
+            "most_participations": facts.cap,
             "population": sum(facts.units) if record else facts.clients,
             "population_sha256": commitment(salt, opening["records"]),
         },

@@ -187,8 +187,8 @@ def _bound(privacy: Mapping[str, Any], facts: Mapping[str, Any]) -> "Plan":
     # Accounting imports torch; who audits a run without a plan doesn't wait for it.
     from privbench.benchmarks.build import build
 
-    module, _, name = privacy["_target_"].rpartition(".")
-    ours = module in (_ACCOUNTING, f"{_ACCOUNTING}.plan") and name in ("ClientLevel", "RecordLevel")
+    homes = {"ClientLevel": "plan", "RecordLevel": "record_level"}
+    ours = privacy["_target_"] in {f"{_ACCOUNTING}{m}.{n}" for n, home in homes.items() for m in ("", f".{home}")}
     flat = [*privacy.values(), *(v for f in facts.values() for v in (f if isinstance(f, list) else [f]))]
     if not ours or any(isinstance(v, dict | list) for v in flat):
         raise Malformed(f"{privacy['_target_']} is no privacy plan, or holds another component")

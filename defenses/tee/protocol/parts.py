@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
 
 HOMES = {
-    "aggregation": "privbench.defenses.aggregation.",
-    "release": "privbench.defenses.release.",
-    "server": "privbench.benchmarks.federation.server.",
-    "privacy": "privbench.defenses.accounting.",
-    "local": "privbench.defenses.local.",
-    "work": "privbench.benchmarks.federation.settings.",
-    "model": "privbench.benchmarks.tasks.models.",
-    "task": "privbench.benchmarks.tasks.",
+    "aggregation": ("privbench.defenses.aggregation.",),
+    "release": ("privbench.defenses.release.",),
+    "server": ("privbench.benchmarks.federation.server.",),
+    "privacy": ("privbench.defenses.accounting.",),
+    "local": ("privbench.defenses.local.",),
+    "work": ("privbench.benchmarks.federation.settings.", "privbench.benchmarks.federation.augmentation."),
+    "model": ("privbench.benchmarks.tasks.models.",),
+    "task": ("privbench.benchmarks.tasks.",),
 }
-"""Where each kind of component lives. A host writes the configuration, and must not get other code called by it."""
+"""Where each kind of component lives, with its parts. A host writes the configuration, and must not get other code
+called by it."""
 
 
 def component(kind: str, configuration: Any) -> Any:
@@ -44,9 +45,10 @@ def named(kind: str, target: Any) -> Any:
     Raises:
         ConfigError: otherwise.
     """
-    home = HOMES[kind]
-    at_home = isinstance(target, str) and target.startswith(home)
-    require(at_home, f"{kind}._target_", target, f"a component below {home[:-1]}")
+    homes = HOMES[kind]
+    at_home = isinstance(target, str) and target.startswith(homes)
+    below = " or ".join(home[:-1] for home in homes)
+    require(at_home, f"{kind}._target_", target, f"a component below {below}")
     found = resolve(target)
     require(dataclasses.is_dataclass(found), f"{kind}._target_", target, "a component, which is a dataclass")
     return found
@@ -72,8 +74,7 @@ def layout(manifest: Manifest) -> Layout:
 
 def facts(manifest: Manifest) -> Facts:
     """What of the federation a guarantee depends on."""
-    lists = {name: tuple(manifest.facts[name]) for name in ("records", "batch", "steps")}
-    return Facts(**{**manifest.facts, **lists})
+    return Facts(**{name: tuple(v) if isinstance(v, list) else v for name, v in manifest.facts.items()})
 
 
 def plan(manifest: Manifest) -> "Plan | None":
