@@ -12,7 +12,7 @@ from privbench.defenses.accounting.plan import ClientLevel, ClientPlan, Facts, P
 from privbench.defenses.aggregation import AdaptiveClippedMean, ClippedMean, FixedDenominatorMean, Mean, Rule, SumRule
 from privbench.defenses.channel import Channel, Plaintext, SecAgg
 from privbench.defenses.local import Local
-from privbench.defenses.release import Release, Unchanged
+from privbench.defenses.release import BandedGaussian, Release, Unchanged
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,19 @@ class Defense:
             name,
             "a client-level guarantee needs a rule with a proven sensitivity: use ClippedMean",
         )
+        bands = self.privacy.bands if isinstance(self.privacy, ClientLevel) else None
+        require(
+            isinstance(self.release, BandedGaussian) == (bands is not None),
+            "privacy.bands" if bands is None else "release",
+            bands if bands is None else type(self.release).__name__,
+            "correlated noise goes together with its matrix: release=BandedGaussian with privacy.bands",
+        )
+        require(
+            bands is None or isinstance(self.channel, Plaintext),
+            "channel",
+            type(self.channel).__name__,
+            "Plaintext with correlated noise: this channel's server keeps no noise from round to round",
+        )
         adaptive = isinstance(self.privacy, ClientLevel) and self.privacy.adaptive
         require(
             isinstance(self.aggregation, AdaptiveClippedMean) == adaptive,
@@ -135,7 +148,7 @@ class Defense:
             plan = self.privacy.bind(facts)
         except ConfigError as error:
             # These are the federation's fields, everything else is the plan's own.
-            theirs = error.field in ("sampling", "participation", "dropout", "max_participations")
+            theirs = error.field in ("sampling", "participation", "dropout", "max_participations", "min_separation")
             raise error.under("federation" if theirs else "defense.privacy") from None
         if isinstance(plan, ClientPlan) and self.channel.grid is not None:
             return plan.on(Grid(self.channel.grid, size))

@@ -17,6 +17,7 @@ from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
 from privbench.benchmarks.federation.loop import Loop, Round
+from privbench.benchmarks.federation.sampling import limits
 from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout
@@ -78,7 +79,9 @@ class Federation:
             # A canary client enrols with one record, which it doesn't train on.
             self.shares += [torch.zeros(1, dtype=torch.int64)] * self.planted.extra
         private = self.defense.privacy is not None and self.defense.privacy.unit == "client"
-        self.sampling = settings.sampling or ("poisson" if private and settings.participation < 1 else "fixed")
+        # Correlated noise counts on no sampling, but on clients that take part at a distance.
+        amplified = private and getattr(self.defense.privacy, "bands", None) is None
+        self.sampling = settings.sampling or ("poisson" if amplified and settings.participation < 1 else "fixed")
         self.weighting = settings.weighting or ("equal" if private else "records")
         require(
             not private or self.weighting == "equal",
@@ -97,9 +100,7 @@ class Federation:
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts, self.layout.size)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
-        hint = "null: the attested aggregator draws cohorts itself, and caps nobody"
-        capped = isinstance(self.defense.channel, Attested) and settings.max_participations is not None
-        require(not capped, "federation.max_participations", settings.max_participations, hint)
+        limits(self)
         attackers = self.poisoner.clients if self.poisoner else 0
         require(
             attackers <= self.clients,
@@ -139,6 +140,7 @@ class Federation:
             steps=tuple(work.local_steps(n) for n in drawn),
             patients=patients,
             cap=self.settings.max_participations,
+            separation=self.settings.min_separation,
             operator_reads_updates=self.defense.channel.plaintext,
             dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
         )

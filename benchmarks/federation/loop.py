@@ -116,8 +116,8 @@ class Loop:
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
         state.model, state.round = released.model, context.round
         state.averaged(federation.settings.averaging)
-        if federation.settings.max_participations is not None:
-            state.invited.update({c: state.invited.get(c, 0) + 1 for c in context.invited})
+        if federation.facts.limited:
+            state.invited.update({c: [*state.invited.get(c, []), context.round] for c in context.invited})
         answered = here if released.cohort is None else released.cohort
         state.cohorts.append(len(answered))
         if federation.plan:
@@ -131,9 +131,8 @@ class Loop:
     def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
         """The next round's, and who of its cohort answers."""
         f, number = self.federation, state.round + 1
-        drawn, most = stream(f.seed, "cohort", number), f.settings.max_participations
-        spent = () if most is None else {c for c, times in state.invited.items() if times >= most}
-        invited = cohort(f.clients, f.settings.participation, f.sampling, drawn, spent)
+        spent = f.facts.spent(state.invited, number)
+        invited = cohort(f.clients, f.settings.participation, f.sampling, stream(f.seed, "cohort", number), spent)
         here = answering(invited, f.settings.dropout, stream(f.seed, "dropout", number))
         context = RoundContext(
             seed=f.seed,

@@ -33,7 +33,7 @@ class ServerState:
         cohorts: how many clients answered, by round.
         views: rounds that an adversary keeps, by adversary, for attacks that look back.
         scores: what an audit has added up of its canaries, ``(m,)`` by adversary.
-        invited: how many rounds each client was invited to, where they are capped.
+        invited: rounds that each client was invited to, where their number or distance is limited.
         average: of the rounds' models, ``(layout.size,)``, where there is one.
         per_sample: the way of computing clipped gradients that was chosen where the run began.
     """
@@ -49,7 +49,7 @@ class ServerState:
     cohorts: list[int] = field(default_factory=list)
     views: dict[str, list[RoundView]] = field(default_factory=dict)
     scores: dict[str, Tensor] = field(default_factory=dict)
-    invited: dict[int, int] = field(default_factory=dict)
+    invited: dict[int, list[int]] = field(default_factory=dict)
     average: Tensor | None = None
     per_sample: str | None = None
 

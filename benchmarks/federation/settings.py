@@ -70,6 +70,7 @@ class FederationSettings:
             client independently (a cohort may be empty); ``None`` is what the privacy plan needs, else ``fixed``.
         max_participations: rounds that one client takes part in at most, which epsilon against who sees its messages
             counts; at least ``participation * rounds``. ``None`` for no cap.
+        min_separation: of so many rounds in a row a client takes part in one at most; 1 for any number.
         weighting: ``records`` weighs an update by its client's records, ``equal`` does not; ``None`` is what the
             privacy plan needs, else ``records``.
         dropout: probability that an invited client never answers, in [0, 1).
@@ -89,6 +90,7 @@ class FederationSettings:
     participation: float = 1.0
     sampling: Literal["fixed", "poisson"] | None = None
     max_participations: int | None = None
+    min_separation: int = 1
     weighting: Literal["records", "equal"] | None = None
     dropout: float = 0.0
     evaluate_every: int = 1
@@ -105,6 +107,8 @@ class FederationSettings:
         most, mean = self.max_participations, self.participation * self.rounds
         hint = f"at least {math.ceil(mean - 1e-9)}, how often a client takes part on average, or null"
         require(most is None or most >= mean - 1e-9, "max_participations", most, hint)
+        hint = "at least 1, which lets a client take part in every round"
+        require(self.min_separation >= 1, "min_separation", self.min_separation, hint)
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")
         require(0 <= self.averaging < 1, "averaging", self.averaging, "a decay in [0, 1), 0 for none")
         require(self.evaluate_every >= 1, "evaluate_every", self.evaluate_every, "at least 1")

@@ -1,7 +1,7 @@
 """What guarantees have in common: the facts they depend on, the interface of a plan, and their configuration."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ class Facts:
         records: training records by client.
         batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
         cap: rounds that one client takes part in at most; ``None``: in all.
+        separation: of any so many rounds in a row, one client takes part in one at most.
         patients: whose records these are, by client, where steps draw patients; batches are then of patients.
         operator_reads_updates: whether whoever runs the server reads single updates.
         dropout: probability that an invited client never answers.
@@ -42,10 +43,24 @@ class Facts:
     dropout: float = 0.0
     patients: tuple[int, ...] | None = None
     cap: int | None = None
+    separation: int = 1
 
     def counted(self, rounds: int) -> int:
         """Of so many rounds, those that any one client may have taken part in."""
-        return rounds if self.cap is None else min(rounds, self.cap)
+        apart = -(-rounds // self.separation)
+        return apart if self.cap is None else min(apart, self.cap)
+
+    def spent(self, invited: Mapping[int, Sequence[int]], round: int) -> set[int]:
+        """Who may not take part in ``round``, by the rounds that each was invited to before."""
+        most, since = math.inf if self.cap is None else self.cap, round - self.separation
+        return {c for c, at in invited.items() if len(at) >= most or (at and at[-1] > since)}
+
+    @property
+    def limited(self) -> str | None:
+        """The setting that keeps clients out who have taken part, if any."""
+        if self.separation > 1:
+            return "min_separation"
+        return None if self.cap is None else "max_participations"
 
     @property
     def units(self) -> tuple[int, ...]:

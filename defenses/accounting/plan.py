@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from privbench.benchmarks.build import require
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.discrete import Grid
+from privbench.defenses.accounting.factorisation import Banded, banded
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
 from privbench.defenses.accounting.history import Step
 from privbench.defenses.accounting.record_level import RecordLevel, RecordPlan
@@ -43,6 +45,8 @@ class ClientLevel(Guarantee):
         count_noise: standard deviation of the noise on the number of clients below the adapted clip, above half the
             noise multiplier; ``None``: a twentieth of the cohort (Andrew et al. 2021), or twice the noise multiplier
             if that is more, which makes the noise on updates 3% more.
+        bands: rounds over which central noise is correlated, in place of amplification by sampling, where nobody takes
+            part twice in so many rounds (``federation.min_separation``); 1 is independent noise without amplification.
     """
 
     noise: Noise = "central"
@@ -50,6 +54,7 @@ class ClientLevel(Guarantee):
     present: float = 1.0
     adaptive: bool = False
     count_noise: float | None = None
+    bands: int | None = None
     unit: ClassVar[Unit] = "client"
 
     def __post_init__(self) -> None:
@@ -63,6 +68,12 @@ class ClientLevel(Guarantee):
         require(self.noise == "central" or not self.adaptive, "adaptive", self.adaptive, hint)
         hint = "null: there is nothing to count without adaptive=true"
         require(self.adaptive or self.count_noise is None, "count_noise", self.count_noise, hint)
+        require(self.bands is None or self.bands >= 1, "bands", self.bands, "at least 1, or null")
+        correlated = self.bands is not None
+        hint = "null: only who adds the noise to the sum (noise=central) can correlate it over rounds"
+        require(self.noise == "central" or not correlated, "bands", self.bands, hint)
+        hint = "null with adaptive=true: noise of rounds with different clips has no common matrix"
+        require(not self.adaptive or not correlated, "bands", self.bands, hint)
 
     def bind(self, facts: Facts) -> "ClientPlan":
         """The plan for a federation.
@@ -71,13 +82,20 @@ class ClientLevel(Guarantee):
             ConfigError: if sampling, participation or drop-outs contradict it, or delta isn't below one over the
                 number of clients.
         """
-        if self.noise == "central" and self.terms().accountant != "rdp":
+        amplified = self.noise == "central" and self.bands is None
+        if amplified and self.terms().accountant != "rdp":
             hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
             hint += ", or account for a fixed size with privacy.accountant=rdp and privacy.adjacency=replace"
             require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
-        hint = "null: a cap changes who is drawn, and amplification counts on drawing independently"
-        hint = hint if self.noise == "central" else "null: sums hold the noise of all clients in every round"
-        require(self.noise == "local" or facts.cap is None, "max_participations", facts.cap, hint)
+        if facts.limited and (amplified or self.noise == "distributed"):
+            none, value = ("null", facts.cap) if facts.separation == 1 else ("1", facts.separation)
+            hint = f"{none}: it changes who is drawn, and amplification counts on drawing independently"
+            hint += " (defense=dp_ftrl doesn't)"
+            hint = hint if amplified else f"{none}: sums hold the noise of all clients in every round"
+            raise ConfigError(facts.limited, value, hint)
+        if self.bands is not None:
+            hint = f"at most federation.min_separation={facts.separation}, or a client's noise is less than is counted"
+            require(self.bands <= facts.separation, "bands", self.bands, hint)
         if self.noise == "distributed":
             hint = "1 with noise=distributed: the sum's noise is made of all clients' shares, whoever is drawn"
             require(facts.participation == 1, "participation", facts.participation, hint)
@@ -87,7 +105,7 @@ class ClientLevel(Guarantee):
             require(self.present == 1 or not facts.operator_reads_updates, "present", self.present, hint)
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
-        rate = facts.participation if self.noise == "central" else 1.0
+        rate = facts.participation if amplified else 1.0
         sigma = self.sigma(rate, facts.counted(facts.rounds), facts.sampling)
         if self.count_noise is not None:
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
@@ -150,6 +168,12 @@ class ClientPlan:
         z, counted = self.noise_multiplier, self.count_noise
         return z if not counted or not z else (z**-2 - (2 * counted) ** -2) ** -0.5
 
+    @cached_property
+    def matrix(self) -> Banded | None:
+        """By which central noise is correlated over rounds, if it is."""
+        bands = self.guarantee.bands
+        return None if bands is None else banded(bands, self.facts.rounds)
+
     @property
     def expected(self) -> float:
         """Expected cohort size K, by which sums are divided."""
@@ -163,7 +187,7 @@ class ClientPlan:
         Who is missing might be honest, and who isn't honest present: one client less is one share less.
         """
         facts, noise = self.facts, self.guarantee.noise
-        varies = facts.dropout > 0 or facts.cap is not None or (facts.sampling == "poisson" and facts.participation < 1)
+        varies = facts.dropout > 0 or facts.limited or (facts.sampling == "poisson" and facts.participation < 1)
         if noise == "central" or (varies and noise == "local"):
             return 0
         return max(1, math.ceil(self.guarantee.present * round(self.expected) - 1e-9))
@@ -188,10 +212,11 @@ class ClientPlan:
             return self.noise_multiplier * math.sqrt(self.shares)
         return self.noise_multiplier
 
-    def noise_std(self, cohort: float) -> float:
+    def noise_std(self, cohort: float, round: int = 1) -> float:
         """Standard deviation of the noise on each coordinate of the released mean if ``cohort`` clients take part."""
         added = self.update_multiplier if not self.shares else self.message_multiplier * math.sqrt(cohort)
-        return added * self.clip / self.expected
+        spread = self.matrix.spread(round) if self.matrix else 1.0
+        return added * spread * self.clip / self.expected
 
     def tolerates(self, tampering: int) -> bool:
         """Whether the guarantee holds although so many clients add no noise."""
@@ -199,7 +224,8 @@ class ClientPlan:
 
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         if self.guarantee.noise == "central":
-            multiplier = {"sampling_rate": self.facts.participation, "noise_multiplier": self.noise_multiplier}
+            rate = self.facts.participation if self.matrix is None else 1.0
+            multiplier = {"sampling_rate": rate, "noise_multiplier": self.noise_multiplier}
         else:
             counted = self.proven(self.sum_multiplier)
             multiplier = {"noise_multiplier": counted, "message_multiplier": self.message_multiplier}
@@ -216,6 +242,10 @@ class ClientPlan:
         """
         if self.shares:
             return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
+        if self.matrix is not None:
+            apart, n = self.facts.separation, self.facts.counted(len(ledger))
+            why = f"nothing is amplified: a client takes part once in {apart} rounds, {n} times at most"
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", why)
         rate, terms = self.facts.participation, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
         return self.guarantee.statement(self.unit, "model_recipient", terms, history, rate < 1, **self._common(ledger))
@@ -258,6 +288,8 @@ class ClientPlan:
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")
+        if self.matrix is not None:
+            mechanism += f", correlated over rounds by a banded matrix of {len(self.matrix.coefficients)} diagonals"
         if self.count_noise:
             mechanism += (
                 f"; the clip is adapted by a count with noise of {self.count_noise:.6g}, and the sum's noise is"
@@ -277,7 +309,9 @@ class ClientPlan:
             own = self.message_multiplier * self.clip
             return Known(clip=self.clip, noise_std=own) if self.shares else Known()
         # An adapted clip is another one in each round; what is said of the noise is then of the first.
-        return Known(clip=None if self.count_noise else self.clip, noise_std=self.noise_std(self.expected))
+        # Correlated noise is largest in the last round.
+        largest = self.noise_std(self.expected, self.facts.rounds)
+        return Known(clip=None if self.count_noise else self.clip, noise_std=largest)
 
 
 Privacy = ClientLevel | RecordLevel

@@ -87,6 +87,7 @@ STATEMENT: dict[str, Any] = {
                     "scheme": {"enum": ["poisson", "fixed"]},
                     "drawn_by": _TEXT,
                     "most_participations": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
+                    "least_separation": {"type": "integer", "minimum": 1},
                     "population": {"type": "integer", "minimum": 1},
                     "population_sha256": _SHA256,
                 }

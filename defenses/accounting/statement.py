@@ -69,7 +69,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "model": subject.model,
         "claims": plan.statements(list(ledger)),
         "mechanism": {
-            "noise": f"{_noise(plan)}, independent of all else",
+            "noise": _noise(plan),
             "added": _WHERE[by],
             "noise_source": guarantee.noise_source,
             "clip": guarantee.clip,
@@ -85,6 +85,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
             "scheme": "poisson" if record else facts.sampling,
             "drawn_by": "the simulation, from the run's seed",
             "most_participations": facts.cap,
+            "least_separation": facts.separation,
             "population": sum(facts.units) if record else facts.clients,
             "population_sha256": commitment(salt, opening["records"]),
         },
@@ -101,7 +102,14 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
 
 def _noise(plan: Any) -> str:
     grid = plan.grid if plan.unit == "client" else None
-    return "Gaussian, 32-bit floating point" if grid is None else f"Gaussian, {grid}"
+    noise = "Gaussian, 32-bit floating point" if grid is None else f"Gaussian, {grid}"
+    return f"{noise}, {_dependence(plan)}"
+
+
+def _dependence(plan: Any) -> str:
+    matrix = plan.matrix if plan.unit == "client" else None
+    bands = len(matrix.coefficients) if matrix else 1
+    return "independent of all else" if bands == 1 else f"correlated over {bands} rounds by a banded matrix"
 
 
 def commitment(salt: str, value: Any) -> str:

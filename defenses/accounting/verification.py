@@ -147,9 +147,10 @@ def _delta(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> str | None
 
 def _history(claim: Mapping[str, Any], history: History, statement: Mapping[str, Any]) -> str | None:
     """A client's history is the ledger's, and no adversary who runs the server has it amplified."""
-    most = statement["sampling"]["most_participations"]
-    charges = statement["ledger"]["charges"]
-    charges = charges if most is None else min(charges, most)
+    most, charges = statement["sampling"]["most_participations"], statement["ledger"]["charges"]
+    taken = -(-charges // statement["sampling"]["least_separation"])
+    taken = taken if most is None else min(taken, most)
+    limited, charges = taken < charges, taken
     steps = sum(n for _, n in history)
     if claim["unit"] != "client":
         # Local steps, as many in every round.
@@ -162,7 +163,7 @@ def _history(claim: Mapping[str, Any], history: History, statement: Mapping[str,
     entries = statement["ledger"]["entries"]
     for field in fields:
         sigmas = [(e["charge"].get(field), e["charges"]) for e in entries]
-        if most is not None and len({sigma for sigma, _ in sigmas}) == 1:
+        if limited and len({sigma for sigma, _ in sigmas}) == 1:
             sigmas = [(sigmas[0][0], charges)]  # no client took part in more
         if _counted(sigmas) == _counted([(sigma, n) for (_, sigma), n in history]):
             rates = {e["charge"].get("sampling_rate", 1.0) for e in entries}

@@ -86,7 +86,9 @@ class Attested:
         return self.least_cohort
 
     def check(self, facts: "Facts", weighting: str, plan: "Plan | None") -> None:
-        pass
+        value = facts.separation if facts.separation > 1 else facts.cap
+        hint = f"{1 if facts.separation > 1 else 'null'}: the attested aggregator keeps nobody out who has taken part"
+        require(facts.limited is None, f"federation.{facts.limited}", value, hint)
 
     def start(self, setup: Setup, state: ServerState) -> "AttestedSession":
         # Cryptography and the platform are loaded by runs that need them.

@@ -1,3 +1,3 @@
-from privbench.defenses.release.release import CentralGaussian, Release, Unchanged
+from privbench.defenses.release.release import BandedGaussian, CentralGaussian, Release, Unchanged
 
-__all__ = ["CentralGaussian", "Release", "Unchanged"]
+__all__ = ["BandedGaussian", "CentralGaussian", "Release", "Unchanged"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
@@ -53,9 +54,34 @@ class CentralGaussian:
     def release(
         self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator
     ) -> Update:
-        plan = context.plan
-        assert plan is not None  # Defense refuses this station without a plan
-        clip = float(aggregate.extras.get("clip", plan.clip))
-        std = plan.update_multiplier * clip / context.expected
-        vector = aggregate.vector + gaussian(len(aggregate.vector), std, plan.noise_source, noise)
-        return replace(aggregate, vector=vector)
+        return replace(aggregate, vector=aggregate.vector + _independent(aggregate, context, noise))
+
+
+@dataclass(frozen=True)
+class BandedGaussian:
+    """Gaussian noise correlated over rounds, so that later noise takes back some of the earlier (DP-FTRL, Kairouz et
+    al. 2021; banded matrices, Choquette-Choo et al. 2023).
+
+    The independent noise that it is made of is :class:`CentralGaussian`'s, with z for one participation; the matrix is
+    the plan's. What was added in the last ``bands - 1`` rounds is kept in the server's state, since the next noise
+    depends on it: whoever reads a checkpoint has to be as trusted as who adds the noise.
+    """
+
+    private = True
+
+    def release(
+        self, aggregate: Update, state: dict[str, Any], context: RoundContext, noise: torch.Generator
+    ) -> Update:
+        matrix = getattr(context.plan, "matrix", None)
+        assert matrix is not None  # Defense refuses this station without bands
+        added = matrix.next(_independent(aggregate, context, noise), state.get("noise", []))
+        state["noise"] = [added, *state.get("noise", [])][: len(matrix.coefficients) - 1]
+        return replace(aggregate, vector=aggregate.vector + added)
+
+
+def _independent(aggregate: Update, context: RoundContext, noise: torch.Generator) -> Tensor:
+    plan = context.plan
+    assert plan is not None  # Defense refuses these stations without a plan
+    clip = float(aggregate.extras.get("clip", plan.clip))
+    std = plan.update_multiplier * clip / context.expected
+    return gaussian(len(aggregate.vector), std, plan.noise_source, noise)
