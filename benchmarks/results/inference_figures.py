@@ -89,6 +89,8 @@ def _rows(axes: Axes, found: Sequence[Found], labels: list[str], methods: list[s
         if said:
             where = (max(f.empirical, default=0.0), y)
             text = axes.annotate(", ".join(said), where, (5, 0), textcoords="offset points", va="center", fontsize=6)
+            # What is said may lie across the line of the proven value.
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
             text.set_in_layout(False)
     axes.plot([], [], "|", color="black", markersize=9, markeredgewidth=1.4, label="proven (∞: nothing)")
     axes.grid(axis="y", visible=False)
