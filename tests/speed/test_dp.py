@@ -35,5 +35,5 @@ def test_another_sum_is_not_timed(monkeypatch: pytest.MonkeyPatch):
         return {"privbench loop": made["privbench loop"], "privbench vmap": lambda: off}
 
     monkeypatch.setattr(dp, "contenders", wrong)
-    with pytest.raises(AssertionError, match="not the same sum.*vmap"):
+    with pytest.raises(AssertionError, match=r"not the same sum.*vmap"):
         dp.check(SMALL)
