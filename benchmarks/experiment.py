@@ -38,6 +38,7 @@ class Experiment:
         seed: names every random stream.
         epsilon: what the suite's private defenses take as their ``privacy.epsilon``. Others have no use for it, so that
             one sweep holds arms with and without a guarantee.
+        f: likewise ``aggregation.f`` of robust rules: the attackers that they are told of, at least 0.
         honest: likewise ``privacy.honest`` of those whose clients add the noise, in (0, 1].
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``.
         results_dir: where results go.
@@ -57,6 +58,7 @@ class Experiment:
     inference: Inference | None = None
     seed: int = 0
     epsilon: float = field(default=8.0, metadata=RUNTIME)
+    f: int = field(default=1, metadata=RUNTIME)
     honest: float = field(default=1.0, metadata=RUNTIME)
     device: str = field(default="cpu", metadata=RUNTIME)
     results_dir: str = field(default="results", metadata=RUNTIME)
@@ -69,6 +71,7 @@ class Experiment:
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
         require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
+        require(self.f >= 0, "f", self.f, "a whole number from 0")
         require(0 < self.honest <= 1, "honest", self.honest, "a fraction in (0, 1]")
         plain = self.name is None or (re.fullmatch(r"\w[\w.-]*", self.name) and self.name not in ("runs", "report"))
         require(bool(plain), "name", self.name, "letters, digits, '.', '_' and '-' (a folder), not runs or report")

@@ -18,7 +18,7 @@ from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
-from privbench.benchmarks.measures import noise
+from privbench.benchmarks.measures import filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import triggered
 from privbench.benchmarks.progress import Progress
@@ -209,8 +209,7 @@ def _measure(
         yield {"metric": "refused", "round": number, "value": sum(refused.values())}
         for name, value in sorted(refused.items()):
             yield {"metric": f"refused_{name}", "round": number, "value": value}
-    for name, value in finished.released.extras.items():
-        yield {"metric": name, "round": number, "value": float(value)}
+    yield from filtering.rows(finished, federation.attackers)
     if last or number % settings.evaluate_every == 0:
         average = finished.state.average
         federation.layout.write(finished.released.model if average is None else average, model)

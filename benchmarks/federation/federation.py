@@ -100,6 +100,7 @@ class Federation:
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts, self.layout.size)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
+        self.defense.aggregation.check(self.facts)
         limits(self)
         attackers = self.poisoner.clients if self.poisoner else 0
         require(

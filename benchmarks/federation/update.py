@@ -1,6 +1,5 @@
 """What travels: models and updates as flat vectors with a layout."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -85,6 +84,7 @@ class Update:
         kind: the sign and unit of ``vector``.
         records: how many training records stand behind it, as the client claims (weights are made of it).
         extras: further tensors that are summed under the same protection (clip indicators).
+        client: who sent it, as the channel knows and not as the sender says; ``None`` for what was made of many.
     """
 
     vector: Tensor
@@ -92,6 +92,7 @@ class Update:
     kind: Kind
     records: int
     extras: dict[str, Tensor] = field(default_factory=dict)
+    client: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A tensor pickles through torch.save, an array as its bytes: ten times as fast for a worker's answer.
@@ -104,9 +105,3 @@ class Update:
     def tensors(self) -> dict[str, Tensor]:
         """Named views into ``vector``."""
         return self.layout.views(self.vector)
-
-
-def stack(updates: Iterable[Update]) -> tuple[Tensor, Tensor]:
-    """A cohort as a matrix of shape ``(n, d)`` and its record counts of shape ``(n,)``, float64."""
-    rows = list(updates)
-    return torch.stack([u.vector for u in rows]), torch.tensor([u.records for u in rows], dtype=torch.float64)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,23 +12,29 @@ from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
-from privbench.defenses.aggregation.rule import Diverged, check_finite
+from privbench.defenses.aggregation.rule import SumRule
+from privbench.defenses.aggregation.screen import Screen
 from privbench.defenses.aggregation.sums import Sum
 from privbench.defenses.noise import gaussian
+
+if TYPE_CHECKING:
+    from privbench.defenses.accounting.plan import Facts
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean, weighted by records or equally as the federation says (FedAvg, McMahan et al. 2017)."""
+    """The mean, weighted by records or equally as the federation says (FedAvg, McMahan et al. 2017).
+
+    An update that holds NaN or infinity is left out, and the record names its client.
+    """
 
     bounded = False
 
+    def check(self, facts: "Facts") -> None:
+        pass
+
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        total = Sum(context)
-        for update in updates:
-            check_finite(update, context)
-            total.add(update)
-        return self.of_sum(total)
+        return summed(updates, context, self)
 
     def of_sum(self, total: Sum) -> Update:
         return total.mean()
@@ -40,8 +46,9 @@ class ClippedMean:
 
     The norm is that of the whole vector, buffers included. Under a privacy plan the clip is the plan's, the sum is
     divided by the expected cohort size whatever the realised one, and an update that isn't finite counts as zero
-    without a word (a round in which no update is finite stops the simulation); otherwise it stops the run. Extras are
-    averaged like vectors, but under a plan they are dropped: its budget doesn't cover them.
+    without a word; otherwise it is left out, and the record names its client. A round in which no update is finite
+    stops the simulation. Extras are averaged like vectors, but under a plan they are dropped: its budget doesn't cover
+    them.
 
     Args:
         clip: bound C, > 0; ``None`` takes the privacy plan's.
@@ -53,6 +60,9 @@ class ClippedMean:
     def __post_init__(self) -> None:
         require(self.clip is None or 0 < self.clip < math.inf, "clip", self.clip, "must be positive, or null")
 
+    def check(self, facts: "Facts") -> None:
+        pass
+
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         # With a clip of its own this is no part of a guarantee: a record-level plan's clip is another bound.
         plan = context.plan if self.clip is None else None
@@ -63,25 +73,18 @@ class ClippedMean:
     def _clipped(self, updates: Iterable[Update], bound: float, context: RoundContext) -> tuple[Update, int, int]:
         """The mean, how many updates are in it, and how many of them were clipped."""
         plan, total = context.plan if self.clip is None else None, Sum(context)
-        clipped = count = kept = 0
-        for update in updates:
-            norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
-            count += 1
-            if not math.isfinite(norm):
-                if plan is None:
-                    check_finite(update, context)
-                continue
+        clipped = kept = 0
+        screen = Screen(context)
+        for update, norm in screen.passed(updates):
             kept += 1
             clipped += norm > bound
             total.add(update, scale=clip_factor(norm, bound))
-        if count and not kept:
-            raise Diverged(f"no client's update is finite in round {context.round}")
         mean = total.mean(normaliser=context.expected if plan else None)
         if plan:
+            # Who was left out, and how many were clipped, are outputs of their own: a plan's budget has none for them.
             mean.extras.clear()
-        elif count:
-            # How many were clipped is an output of its own: under a plan it would need a budget of its own.
-            mean.extras["clipped_share"] = torch.tensor(clipped / count)
+        elif screen.seen:
+            mean.extras.update(screened=screen.names, clipped_share=torch.tensor(clipped / screen.seen))
         return mean, kept, clipped
 
 
@@ -126,23 +129,33 @@ class FixedDenominatorMean:
     """The sum over the expected cohort size, whatever the realised one (McMahan et al. 2018, their first estimator).
 
     For messages that their clients have clipped and noised (:class:`~privbench.defenses.local.ClientNoise`): their
-    noise is far longer than C, so it clips nothing, and one client can move the sum as far as it likes. Extras are
-    dropped, since no noise covers them.
+    noise is far longer than C, so it clips nothing, and one client can move the sum as far as it likes. A message that
+    isn't finite is left out; the clients' mechanism sends none. Extras are dropped, since no noise covers them.
     """
 
     bounded = False
 
+    def check(self, facts: "Facts") -> None:
+        pass
+
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
-        total = Sum(context)
-        for update in updates:
-            check_finite(update, context)
-            total.add(update)
-        return self.of_sum(total)
+        return summed(updates, context, self)
 
     def of_sum(self, total: Sum) -> Update:
         mean = total.mean(normaliser=total.context.expected)
         mean.extras.clear()
         return mean
+
+
+def summed(updates: Iterable[Update], context: RoundContext, rule: SumRule) -> Update:
+    """What ``rule`` makes of the sum of all finite updates; the record names whose aren't."""
+    total, screen = Sum(context), Screen(context)
+    for update, _ in screen.passed(updates):
+        total.add(update)
+    made = rule.of_sum(total)
+    if screen.seen:
+        made.extras["screened"] = screen.names
+    return made
 
 
 def clip_factor(norm: float | Tensor, bound: float) -> float:

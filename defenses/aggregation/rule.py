@@ -9,6 +9,7 @@ from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
 
 if TYPE_CHECKING:
+    from privbench.defenses.accounting.plan import Facts
     from privbench.defenses.aggregation.sums import Sum
 
 
@@ -22,10 +23,22 @@ class Rule(Protocol):
     @property
     def bounded(self) -> bool: ...
 
+    def check(self, facts: "Facts") -> None:
+        """Refuse a federation that it can't decide in, before anything is trained.
+
+        Args:
+            facts: of the federation.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+        ...
+
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         """One update from the cohort's, which come in client order; sums stream, others hold the cohort.
 
-        An empty cohort gives a zero update. The input is not changed.
+        An empty cohort gives a zero update. The input is not changed. Extras of the result are released: ``screened``
+        and ``kept`` are clients' numbers, int64; others are numbers.
         """
         ...
 
@@ -42,16 +55,6 @@ class SumRule(Rule, Protocol):
 def empty(context: RoundContext) -> Update:
     """The update of a cohort without answers: zero."""
     return Update(torch.zeros(context.layout.size), context.layout, context.kind, 0)
-
-
-def check_finite(update: Update, context: RoundContext) -> None:
-    """Refuse a NaN or infinity before it enters a sum.
-
-    Raises:
-        Diverged: if the update holds one.
-    """
-    if not bool(torch.isfinite(update.vector).all()):
-        raise Diverged(f"a client's update holds NaN or infinity in round {context.round}")
 
 
 class Diverged(RuntimeError):

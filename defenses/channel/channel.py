@@ -1,7 +1,7 @@
 """Who can see an update on its way: the interface of channels, and the plaintext channel."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -288,7 +288,7 @@ class Plaintext:
                 sizes[message.client], seconds[message.client] = message.size, message.seconds
                 if message.client in context.watched:
                     kept[message.client] = message.payload
-                yield message.payload
+                yield replace(message.payload, client=message.client)
 
         sent = state.model
         released = pipeline.run(opened(), state, context)

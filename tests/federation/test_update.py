@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from privbench.benchmarks.federation.update import Layout, Update, stack
+from privbench.benchmarks.federation.update import Layout, Update
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=4).map(tuple), min_size=1, max_size=5).map(tuple)
 
@@ -97,10 +97,3 @@ def test_pickle_of_a_row_does_not_carry_its_matrix():
     row = torch.zeros(1000, 10)[3]
     update = Update(row, Layout(("w",), ((10,),), 1), "update", 1)
     assert len(pickle.dumps(update, 5)) < 1000
-
-
-def test_stack(updates):
-    matrix = torch.arange(6.0).view(2, 3)
-    rows, records = stack(iter(updates(matrix, [3, 5])))
-    assert torch.equal(rows, matrix)
-    assert records.tolist() == [3, 5]

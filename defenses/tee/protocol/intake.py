@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses.tee.protocol import proof, sealing
@@ -57,7 +57,7 @@ class Intake:
                 attempt.costs["opening_seconds"] += since - started
             attempt.accepted.add(client)
             attempt.entries.append(entry(client, digest, "accepted", "", len(message)))
-            yield update
+            yield replace(update, client=client)
             since = time.perf_counter()
         attempt.waited += time.perf_counter() - since
 

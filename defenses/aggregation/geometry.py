@@ -1,0 +1,100 @@
+"""Distances among updates. What a selecting rule needs of an ``(n, d)`` matrix is in ``n`` by ``n`` numbers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 14
+"""Columns worked on at once: a hundred rows of them fit the second-level cache."""
+
+
+def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
+    """Squared distances among rows, without a copy of the matrix.
+
+    Distances come out of scalar products, whose rounding would drown updates that differ little beside their length.
+    They are taken from the row of median norm, so that what is rounded is about as long as the distances; far
+    outliers can't move that row.
+
+    Args:
+        x: ``(n, d)``, finite, any floating dtype.
+        others: further rows, ``(d,)`` each, which come behind those of ``x``.
+
+    Returns:
+        ``(n + len(others),)`` squared, float64, zero on the diagonal, symmetric.
+    """
+    n = len(x) + len(others)
+    lengths = torch.cat([norms(x), *(norms(o[None]) for o in others)])
+    pivot = int(lengths.argsort()[(n - 1) // 2])
+    gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    for part in chunks(x.shape[1]):
+        rows = working(torch.cat([x[:, part], *(o[None, part] for o in others)]) if others else x[:, part])
+        rows = rows - rows[pivot]
+        gram += _products(rows)
+    lengths = gram.diagonal()
+    squared = (lengths[:, None] + lengths - 2 * gram).clamp_(min=0)
+    squared.fill_diagonal_(0)
+    return (squared + squared.T) / 2
+
+
+def norms(x: Tensor) -> Tensor:
+    """L2 norms of the rows of ``x`` (n, d), float64; one whose square a float32 can't hold may be infinite."""
+    single = torch.float32 if x.element_size() < 4 else x.dtype
+    return torch.linalg.vector_norm(x, dim=1, dtype=single).to(torch.float64)
+
+
+def mixed_distances(squared: Tensor, mixing: Tensor) -> Tensor:
+    """Squared distances among ``mixing @ x`` from those among the rows of ``x``.
+
+    Of points ``a`` and ``b`` whose weights sum to one, ``||a - b||^2 = -(a - b)^T D (a - b) / 2``.
+
+    Args:
+        squared: D, ``(n, n)`` float64.
+        mixing: ``(k, n)``, each row summing to one.
+
+    Returns:
+        ``(k, k)`` float64.
+    """
+    m = mixing.to(squared)
+    product = m @ squared @ m.T
+    own = product.diagonal()
+    mixed = (product - (own[:, None] + own) / 2).clamp_(min=0)
+    mixed.fill_diagonal_(0)
+    return (mixed + mixed.T) / 2
+
+
+def to_point(squared: Tensor, weights: Tensor) -> Tensor:
+    """Squared distances ``(n,)`` of all rows to the point ``weights @ x``; ``weights`` (n,) sum to one."""
+    across = squared @ weights
+    return (across - weights @ across / 2).clamp_(min=0)
+
+
+def weighted(weights: Tensor, x: Tensor) -> Tensor:
+    """``weights @ x``, ``(d,)`` in the dtype of ``x``; rows of weight zero are not read."""
+    used = torch.nonzero(weights).squeeze(1).to(x.device)
+    if len(used) == 1 and float(weights[used]) == 1:
+        return x[int(used)].clone()
+    out = torch.empty(x.shape[1], dtype=x.dtype, device=x.device)
+    for part in chunks(x.shape[1]):
+        rows = working(x[:, part] if len(used) == len(x) else x[used, part])
+        out[part] = weights[used].to(rows) @ rows
+    return out
+
+
+def chunks(d: int) -> Iterator[slice]:
+    """Slices that cover ``d`` columns."""
+    for start in range(0, d, CHUNK):
+        yield slice(start, min(d, start + CHUNK))
+
+
+def working(x: Tensor) -> Tensor:
+    """``x`` in the precision that sums are made in: half precision is summed in single."""
+    return x.float() if x.element_size() < 4 else x
+
+
+def _products(rows: Tensor) -> Tensor:
+    """``rows @ rows.T``; NumPy's BLAS call makes one half of it and copies the other, which torch's doesn't."""
+    if rows.device.type != "cpu":
+        return rows @ rows.T
+    array = rows.numpy()
+    return torch.from_numpy(array @ array.T)
