@@ -17,7 +17,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout
+from privbench.benchmarks.speed.memory import grown
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models import ResNet18, make
 from privbench.benchmarks.tasks.task import Spec
@@ -215,18 +215,7 @@ def grow(model: str, name: str) -> int:
     # What a first convolution sets up once belongs to nobody's step.
     F.conv2d(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 3, 3))
     one = contenders(MODELS[model], 1.0)[name]()
-    # The largest size so far starts anew (proc(5)); that of getrusage is the parent's, too.
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    one.step()
-    one.step()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    """KiB, of this process (Linux)."""
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(f"{name}:"))
-    return int(line.split()[1])
+    return grown(lambda: (one.step(), one.step()))
 
 
 def table(model: str, taken: dict[str, list[float]], far: dict[str, float], grown: dict[str, float]) -> str:

@@ -42,45 +42,53 @@ def trimmed_mean(x: Tensor, f: int, mixing: Tensor | None = None) -> Tensor:
     """
     n = len(x) if mixing is None else len(mixing)
     out = torch.empty(x.shape[1], dtype=x.dtype, device=x.device)
-    for part, kept in order_statistics(x, range(f, n - f), mixing):
-        out[part] = kept.mean(dim=0)
+    for part, kept in order_statistics(x, range(f, n - f), mixing, ordered=False):
+        total = kept[0]  # the generator's own, to be written on
+        for row in kept[1:]:
+            total += row
+        out[part] = total / len(kept)
     return out
 
 
-def order_statistics(x: Tensor, ranks: range, mixing: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
+def order_statistics(
+    x: Tensor, ranks: range, mixing: Tensor | None = None, ordered: bool = True
+) -> Iterator[tuple[slice, list[Tensor]]]:
     """Some of the sorted values of each column, a few columns at a time.
 
     Args:
         x: ``(n, d)``, finite, any floating dtype and device.
         ranks: which, from 0 for the smallest.
         mixing: ``(k, n)``: sort the columns of ``mixing @ x``, which is never made as a whole; ``None``: of ``x``.
+        ordered: ``False`` where it doesn't matter in which order the values at ``ranks`` come.
 
     Yields:
-        Columns, and their values at ``ranks``, ``(len(ranks), columns)``, ascending.
+        Columns, and their values at ``ranks``, ``(columns,)`` each, ascending: good until the next are asked for.
     """
+    n, width = len(x) if mixing is None else len(mixing), min(x.shape[1], geometry.CHUNK)
+    work = torch.empty(n + 1, width, dtype=geometry.working(x[:0]).dtype)
     for part in geometry.chunks(x.shape[1]):
         rows = geometry.working(x[:, part])
         if mixing is not None:
             rows = mixing.to(rows) @ rows
-        yield part, _ranked(rows, ranks)
+        if rows.device.type != "cpu":
+            yield part, list(rows.sort(dim=0).values[ranks.start : ranks.stop])
+        elif n <= SMALL:
+            yield part, _through_network(rows, ranks, work[:, : rows.shape[1]], ordered)
+        else:
+            columns = np.sort(np.ascontiguousarray(rows.numpy().T), axis=1)
+            yield part, list(torch.from_numpy(np.ascontiguousarray(columns[:, ranks.start : ranks.stop].T)))
 
 
-def _ranked(rows: Tensor, ranks: range) -> Tensor:
-    if rows.device.type != "cpu":
-        return rows.sort(dim=0).values[ranks.start : ranks.stop]
-    if len(rows) <= SMALL:
-        return _through_network(rows, ranks)
-    columns = np.sort(np.ascontiguousarray(rows.numpy().T), axis=1)
-    return torch.from_numpy(columns[:, ranks.start : ranks.stop].T)
+def _through_network(rows: Tensor, ranks: range, work: Tensor, ordered: bool) -> list[Tensor]:
+    """Each comparator puts two rows in order as wholes, by vector instructions.
 
-
-def _through_network(rows: Tensor, ranks: range) -> Tensor:
-    """Each comparator puts two rows in order as wholes, by vector instructions; their copy fits the cache."""
-    work = np.empty((len(rows) + 1, rows.shape[1]), rows.numpy().dtype)
-    work[:-1] = rows.numpy()
-    wires = list(work)
+    Args:
+        work: room for the rows and one more, which fits the cache; what was in it is lost.
+    """
+    work[:-1] = rows
+    wires = list(work.numpy())
     spare = wires.pop()
-    for low, high, lower, higher in _network(len(rows), ranks):
+    for low, high, lower, higher in _network(len(rows), ranks, ordered):
         if not higher:
             np.minimum(wires[low], wires[high], out=wires[low])
         elif not lower:
@@ -89,11 +97,11 @@ def _through_network(rows: Tensor, ranks: range) -> Tensor:
             np.minimum(wires[low], wires[high], out=spare)
             np.maximum(wires[low], wires[high], out=wires[high])
             wires[low], spare = spare, wires[low]
-    return torch.from_numpy(np.stack([wires[rank] for rank in ranks]))
+    return [torch.from_numpy(wires[rank]) for rank in ranks]
 
 
 @lru_cache(maxsize=64)
-def _network(n: int, ranks: range) -> list[tuple[int, int, bool, bool]]:
+def _network(n: int, ranks: range, ordered: bool) -> list[tuple[int, int, bool, bool]]:
     """Batcher's odd-even merge sort (1968) on ``n`` wires, without what no wire of ``ranks`` depends on.
 
     Returns:
@@ -109,9 +117,12 @@ def _network(n: int, ranks: range) -> list[tuple[int, int, bool, bool]]:
                 comparators += [(a, b) for a, b in pairs if a // (2 * p) == b // (2 * p)]
             k //= 2
         p *= 2
-    needed, used = set(ranks), []
+    needed, used, loose = set(ranks), [], set() if ordered else set(ranks)
     for a, b in reversed(comparators):
+        if a in loose and b in loose:
+            continue  # both go on to values whose order doesn't matter
         if a in needed or b in needed:
+            loose -= {a, b}
             used.append((a, b, a in needed, b in needed))
             needed |= {a, b}
     return used[::-1]

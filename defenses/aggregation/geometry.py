@@ -26,10 +26,14 @@ def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
     n = len(x) + len(others)
     lengths = torch.cat([norms(x), *(norms(o[None]) for o in others)])
     pivot = int(lengths.argsort()[(n - 1) // 2])
+    origin = x[pivot] if pivot < len(x) else others[pivot - len(x)]
     gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
+    moved = torch.empty(n, min(CHUNK, x.shape[1]), dtype=working(x[:0]).dtype, device=x.device)
     for part in chunks(x.shape[1]):
-        rows = working(torch.cat([x[:, part], *(o[None, part] for o in others)]) if others else x[:, part])
-        rows = rows - rows[pivot]
+        rows = moved[:, : part.stop - part.start]
+        torch.sub(x[:, part], origin[part], out=rows[: len(x)])
+        for place, other in enumerate(others, len(x)):
+            torch.sub(other[part], origin[part], out=rows[place])
         gram += _products(rows)
     lengths = gram.diagonal()
     squared = (lengths[:, None] + lengths - 2 * gram).clamp_(min=0)
@@ -70,14 +74,11 @@ def to_point(squared: Tensor, weights: Tensor) -> Tensor:
 
 
 def weighted(weights: Tensor, x: Tensor) -> Tensor:
-    """``weights @ x``, ``(d,)`` in the dtype of ``x``; rows of weight zero are not read."""
-    used = torch.nonzero(weights).squeeze(1).to(x.device)
-    if len(used) == 1 and float(weights[used]) == 1:
-        return x[int(used)].clone()
+    """``weights @ x``, ``(d,)`` in the dtype of ``x``, which is finite."""
     out = torch.empty(x.shape[1], dtype=x.dtype, device=x.device)
     for part in chunks(x.shape[1]):
-        rows = working(x[:, part] if len(used) == len(x) else x[used, part])
-        out[part] = weights[used].to(rows) @ rows
+        rows = working(x[:, part])
+        out[part] = weights.to(rows) @ rows
     return out
 
 

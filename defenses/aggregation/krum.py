@@ -76,13 +76,14 @@ def around_median(x: Tensor, count: int, mixing: Tensor) -> Tensor:
     """The mean of the ``count`` values of each coordinate of ``mixing @ x`` nearest to their median, ``(d,)``."""
     k = len(mixing)
     out = torch.empty(x.shape[1], dtype=x.dtype, device=x.device)
-    for part, ordered in order_statistics(x, range(k), mixing):
+    for part, rows in order_statistics(x, range(k), mixing):
+        ordered = torch.stack(rows)
         middle = ordered[(k - 1) // 2] / 2 + ordered[k // 2] / 2
         # In sorted order the nearest values are neighbours: the window whose farther end is nearest.
         ends = [torch.maximum(middle - ordered[i], ordered[i + count - 1] - middle) for i in range(k - count + 1)]
         first = torch.stack(ends).argmin(dim=0)
-        rows = first + torch.arange(count, device=x.device)[:, None]
-        out[part] = ordered.gather(0, rows).mean(dim=0)
+        window = first + torch.arange(count, device=x.device)[:, None]
+        out[part] = ordered.gather(0, window).mean(dim=0)
     return out
 
 

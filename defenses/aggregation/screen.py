@@ -12,8 +12,8 @@ from privbench.benchmarks.federation.update import Update
 from privbench.defenses.aggregation.rule import Diverged
 
 ABSURD = 1e4
-"""Times the median norm of a cohort beyond which an update is no client's. A model replaced by one client in a thousand
-is as long as a thousand updates, and passes."""
+"""A norm is absurd beyond this, if it is also beyond this many times the cohort's median norm. A model replaced by one
+client in a thousand is as long as a thousand updates, and passes."""
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Screen:
 
 
 def sound(lengths: Tensor) -> Tensor:
-    """Which of the norms (n,) are finite and at most :data:`ABSURD` times their median, ``(n,)`` bool."""
+    """Which of the norms (n,) are finite and not absurd (:data:`ABSURD`), ``(n,)`` bool."""
     finite = lengths[torch.isfinite(lengths)]
-    limit = ABSURD * float(finite.median()) if len(finite) else 0.0
-    # A cohort most of which has nothing to change has no scale by which a norm would be absurd.
-    return torch.isfinite(lengths) & (lengths <= (limit or math.inf))
+    usual = float(finite.median()) if len(finite) else 0.0
+    # Where most clients have next to nothing to change, their norm is no measure of the others'.
+    return torch.isfinite(lengths) & (lengths <= ABSURD * max(1.0, usual))

@@ -62,7 +62,7 @@ def test_order_statistics_of_mixtures():
     x = rows(40, 50)
     mixing = nearest_neighbours(geometry.squared_distances(x), 5)
     ((_, found),) = order_statistics(x, range(3, 9), mixing)
-    torch.testing.assert_close(found, (mixing.float() @ x).sort(dim=0).values[3:9])
+    torch.testing.assert_close(torch.stack(found), (mixing.float() @ x).sort(dim=0).values[3:9])
 
 
 def test_a_row_is_its_own_neighbour_also_among_copies():
