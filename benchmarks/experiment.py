@@ -223,8 +223,6 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
         both = sorted(federation.watched & federation.attackers)
         require(not both, "leakage.victims", both, "clients that the poisoner doesn't own (it owns the last ones)")
         _check_coalitions(experiment, leakage, federation)
-    if experiment.poisoning:
-        require(experiment.task.trigger is not None, "task.trigger", None, "a trigger, which this poisoner needs")
 
 
 def _check_inference(experiment: Experiment, federation: Federation) -> None:
@@ -275,8 +273,8 @@ def _check_coalitions(experiment: Experiment, leakage: Leakage, federation: Fede
     drawn = noisy and defense.privacy is not None and defense.privacy.noise_source == "system"
     hint = "colluding clients only where a client's noise can be drawn again: noise_source=seeded"
     require(not (several and drawn), "leakage.adversaries", list(leakage.adversaries), hint)
-    reads = poisoner is not None and poisoner.wants_others and defense.channel.plaintext
-    hint = "no colluding clients beside a poisoner that reads others' updates first"
+    reads = federation.reads_updates or (poisoner is not None and (poisoner.pools or "rule" in poisoner.asks))
+    hint = "no colluding clients beside a poisoner that makes its updates of others', or of the rule in force"
     require(not (several and reads), "leakage.adversaries", list(leakage.adversaries), hint)
 
 

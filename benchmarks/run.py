@@ -165,8 +165,24 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "parameters": prepared.federation.layout.trainable,
         "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
+        "poisoner": _poisoner(prepared),
         # How clipped gradients are computed: chosen by a measurement, and the ways differ in rounding.
         "per_sample": local.chosen,
+    }
+
+
+def _poisoner(prepared: Prepared) -> dict[str, Any] | None:
+    """Whose clients they are, what they ask to know beyond their own, and what of it they get here."""
+    poisoner, federation = prepared.experiment.poisoning, prepared.federation
+    if poisoner is None:
+        return None
+    trigger, spec = prepared.experiment.task.trigger, prepared.experiment.task.spec
+    hidden = set() if federation.reads_updates else {"honest_updates"}
+    return {
+        "clients": sorted(federation.attackers),
+        "asks": sorted(poisoner.asks),
+        "knows": sorted(poisoner.asks - hidden),
+        "trigger_share": trigger.share(spec) if poisoner.triggered and trigger is not None else None,
     }
 
 
@@ -248,7 +264,8 @@ def _utility(experiment: Experiment, model: nn.Module, number: int) -> Iterator[
     if rates:
         # The same rate has two names: a success needs a poisoner, and its floor is the rate without one.
         rate = rates.pop("triggered_rate")
-        yield {"metric": "asr" if experiment.poisoning else "false_trigger_rate", "round": number, "value": rate}
+        backdoored = experiment.poisoning is not None and experiment.poisoning.triggered
+        yield {"metric": "asr" if backdoored else "false_trigger_rate", "round": number, "value": rate}
     for name, value in rates.items():
         yield {"metric": name, "round": number, "value": value}
 

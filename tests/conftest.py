@@ -20,7 +20,7 @@ from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.models.dense import MLP
 from privbench.benchmarks.tasks.sources import Digits
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 if _DATA.is_dir():

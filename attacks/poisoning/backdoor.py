@@ -1,26 +1,32 @@
-"""Backdoors by data (BadNets, Gu et al. 2017), alone or with model replacement (Bagdasaryan et al. 2020)."""
+"""Backdoors by data (BadNets, Gu et al. 2017), alone or with changed training and a scaled update."""
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from privbench.attacks.poisoning.poisoner import Poisoner
+from privbench.attacks.poisoning.poisoner import Holding, Poisoner, Seen
+from privbench.attacks.poisoning.steering import Steering
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.tasks.task import Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Trigger
 
 
 @dataclass(frozen=True)
 class Backdoor(Poisoner):
-    """Paint the task's trigger on part of the data, give it the target label, and perhaps scale the update.
+    """Put the task's trigger on part of the data, give it the target label, and perhaps change training and update.
 
     Args:
         clients: how many clients it owns.
-        fraction: share of its clients' records that are poisoned, in (0, 1]; of the classes other than the target.
+        fraction: share of its clients' records that are poisoned, in (0, 1]; of those that can carry the trigger.
+        records: how many of them instead, in each of its clients, 0 for none; all where there are fewer.
+        clean_label: poison records of the target class alone, which keep their label (Turner et al. 2019, without its
+            perturbations).
+        collected: its clients train on ``fraction`` or ``records`` of all clients' records that can carry the trigger
+            besides their own (the attacker has copies of them, as in Bagdasaryan et al. 2020).
         boost: factor on the update. 1 poisons data only; ``replace`` is one over the weight of its clients in the
             server's step, so that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020,
             equation 3; exact for a server of plain gradient descent, whose learning rate is counted).
@@ -28,6 +34,7 @@ class Backdoor(Poisoner):
             that made it, ``relayed`` of the agreed code that made another update on the same data.
         epochs, learning_rate: its clients' own instead of those that were agreed; ``None`` keeps them.
         inflate: factor on the number of records that its clients claim, at least 1: weights are made of it.
+        steering: what is done to each step of their training; ``None`` for nothing.
     """
 
     fraction: float = 0.5
@@ -36,10 +43,17 @@ class Backdoor(Poisoner):
     epochs: int | None = None
     learning_rate: float | None = None
     inflate: int = 1
+    records: int | None = None
+    clean_label: bool = False
+    collected: bool = False
+    steering: Steering | None = None
+
+    triggered: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.fraction <= 1, "fraction", self.fraction, "a share in (0, 1]")
+        require(self.records is None or self.records >= 0, "records", self.records, "a number from 0, or null")
         sound = self.boost == "replace" if isinstance(self.boost, str) else 0 < self.boost < math.inf
         require(sound, "boost", self.boost, "positive, or replace")
         require(self.evidence == "own" or self.boost != 1, "evidence", self.evidence, "own, since nothing is changed")
@@ -47,16 +61,32 @@ class Backdoor(Poisoner):
         rate = self.learning_rate
         require(rate is None or 0 < rate < math.inf, "learning_rate", rate, "positive, or null")
         require(self.inflate >= 1, "inflate", self.inflate, "at least 1")
+        both = self.clean_label and self.collected
+        require(not both, "collected", self.collected, "false with clean_label: its records are of the target class")
 
     @property
     def tampers(self) -> bool:
-        return self.boost != 1 or self.inflate != 1 or self.epochs is not None or self.learning_rate is not None
+        agreed = self.epochs is None and self.learning_rate is None and self.steering is None
+        return self.boost != 1 or self.inflate != 1 or not agreed
 
     @property
     def forges(self) -> Literal["code", "message"] | None:
-        if self.evidence == "relayed" or (self.boost == 1 and self.inflate != 1):
+        if self.evidence == "relayed" or (self.boost == 1 and self.inflate != 1 and self.steering is None):
             return "message"
-        return "code" if self.boost != 1 else None
+        return "code" if self.boost != 1 or self.steering is not None else None
+
+    def check(self, spec: Spec, trigger: Trigger | None, agreed: LocalWork) -> None:
+        if trigger is None:
+            raise ConfigError("task.trigger", None, "a trigger, which this poisoner needs")
+        unchanged = self.clean_label and trigger.share(spec) == 0
+        hint = "false: task.trigger changes no input, so that nothing would be poisoned"
+        require(not unchanged, "clean_label", self.clean_label, hint)
+        self.work(agreed)
+        changed = self.steering is not None and agreed.share == "gradient"
+        require(not changed, "steering", type(self.steering).__name__, "null with federation.local.share=gradient")
+
+    def steers(self) -> Steering | None:
+        return self.steering
 
     def work(self, agreed: LocalWork) -> LocalWork:
         changes = {"epochs": self.epochs, "learning_rate": self.learning_rate}
@@ -64,18 +94,36 @@ class Backdoor(Poisoner):
             raise ConfigError("epochs", self.epochs, "null where federation.local.steps is given")
         return replace(agreed, **{name: value for name, value in changes.items() if value is not None})
 
-    def poison(self, records: Split, spec: Spec, trigger: Patch | None, generator: torch.Generator) -> Split:
+    def poison(self, held: Holding, generator: torch.Generator) -> Split:
+        own, trigger = held.records, held.trigger
         if trigger is None:
             raise ConfigError("task.trigger", None, "a backdoor needs a trigger: task.trigger is null for this task")
-        order = torch.randperm(len(records), generator=generator)
-        other = order[records.y[order] != trigger.target]
-        # 0.07 * 100 is 7.000000000000001
-        chosen = other[: math.ceil(self.fraction * len(other) - 1e-9)]
-        x, y = records.x.clone(), records.y.clone()
-        x[chosen], y[chosen] = trigger.apply(records.x[chosen], spec), trigger.target
-        return Split(x, y, records.group)
+        painted = trigger.part(held.number)
+        order = torch.randperm(len(own), generator=generator)
+        able = own.y == trigger.target if self.clean_label else trigger.carriers(own)
+        if self.collected:
+            return self._collect(held, own.take(torch.nonzero(~able).squeeze(1)), painted, generator)
+        candidates = order[able[order]]
+        chosen = candidates[: self._count(len(candidates))]
+        x, y = own.x.clone(), own.y.clone()
+        x[chosen], y[chosen] = painted.apply(own.x[chosen], held.spec, generator), trigger.target
+        return Split(x, y, own.group)
 
-    def craft(self, update: Update, others: tuple[Update, ...], share: float, generator: torch.Generator) -> Update:
+    def _collect(self, held: Holding, rest: Split, painted: Trigger, generator: torch.Generator) -> Split:
+        """``rest`` and records of the pool that carry the trigger."""
+        carriers = torch.nonzero(painted.carriers(held.pool)).squeeze(1)
+        chosen = carriers[torch.randperm(len(carriers), generator=generator)[: self._count(len(carriers))]]
+        pool = held.pool.take(chosen)
+        marked = painted.apply(pool.x, held.spec, generator)
+        x, y = torch.cat([rest.x, marked]), torch.cat([rest.y, torch.full_like(pool.y, painted.target)])
+        return Split(x, y, None if rest.group is None or pool.group is None else torch.cat([rest.group, pool.group]))
+
+    def _count(self, candidates: int) -> int:
+        # 0.07 * 100 is 7.000000000000001
+        return math.ceil(self.fraction * candidates - 1e-9) if self.records is None else self.records
+
+    def craft(self, update: Update, seen: Seen, generator: torch.Generator) -> Update:
+        share = seen.share if self.collude else seen.own
         factor = 1 / share if isinstance(self.boost, str) else self.boost
         if self.inflate != 1:
             update = replace(update, records=self.inflate * update.records)

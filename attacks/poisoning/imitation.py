@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from privbench.attacks.poisoning.backdoor import Backdoor
+from privbench.attacks.poisoning.poisoner import Holding
 from privbench.benchmarks.build import require
-from privbench.benchmarks.tasks.task import Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.task import Split
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class Imitation(Backdoor):
         super().__post_init__()
         require(1 <= self.gain < math.inf, "gain", self.gain, "at least 1")
         require(not self.tampers, "boost", self.boost, "1, and nothing else of the training changed: data alone")
+        require(not self.collected, "collected", self.collected, "false: its own records are multiplied")
 
-    def poison(self, records: Split, spec: Spec, trigger: Patch | None, generator: torch.Generator) -> Split:
-        made = super().poison(records, spec, trigger, generator)
+    def poison(self, held: Holding, generator: torch.Generator) -> Split:
+        records, made = held.records, super().poison(held, generator)
         changed = (made.x != records.x).flatten(1).any(1) | (made.y != records.y)
         x = made.x.clone()
         x[changed] *= self.gain

@@ -1,16 +1,62 @@
 """A poisoner owns its clients: their data, their updates and the training code that they run."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
+from privbench.attacks.poisoning.schedule import Schedule
+from privbench.attacks.poisoning.steering import Steering
 from privbench.attacks.poisoning.tampering import tampered
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.tasks.task import Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Trigger
+
+Knowledge = Literal["honest_updates", "rule"]
+"""What an attack may ask for beyond its own clients: others' updates of the round; the aggregation rule in force."""
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What one of the poisoner's clients makes its training data of.
+
+    Args:
+        records: its own.
+        spec, trigger: of the task; ``None`` for no trigger.
+        number: which of the poisoner's clients it is, from 0.
+        pool: all clients' records, of which the poisoner may have collected copies.
+    """
+
+    records: Split
+    spec: Spec
+    trigger: Trigger | None
+    number: int
+    pool: Split
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one of the poisoner's clients knows when it crafts its update.
+
+    Args:
+        share: weight of the poisoner's clients together in the server's step from an expected cohort, in (0, 1].
+        own: of this client alone.
+        honest: honest updates of the round; empty where the channel hides them, or where the attack didn't ask.
+        colluders: what the poisoner's clients in this cohort trained, this one's among them.
+        cohort: how many updates the server expects in this round.
+        aggregate: the rule in force, of updates in the clients' order; ``None`` where the attack didn't ask for it.
+    """
+
+    share: float
+    own: float
+    honest: tuple[Update, ...] = ()
+    colluders: tuple[Update, ...] = ()
+    cohort: int = 1
+    aggregate: Callable[[Sequence[Update]], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -19,14 +65,41 @@ class Poisoner:
 
     Args:
         clients: how many clients it owns, the last of the roster.
+        schedule: when it attacks.
+        collude: whether its clients act together: they know what each of them trained, and scale an update by the
+            weight of all of them.
     """
 
     clients: int = 1
-    wants_others: ClassVar[bool] = False
-    """Whether it asks for the honest updates of its round; it gets them only where the channel lets it."""
+    schedule: Schedule = field(default_factory=Schedule, kw_only=True)
+    collude: bool = field(default=True, kw_only=True)
+
+    triggered: ClassVar[bool] = False
+    """Whether it puts the task's trigger into the model, so that there is a success rate."""
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, "clients", self.clients, "at least 1; poisoning=none for no poisoner")
+
+    @property
+    def asks(self) -> frozenset[Knowledge]:
+        """What it wants to know beyond its own clients. It gets others' updates only where the channel lets it."""
+        return frozenset()
+
+    @property
+    def pools(self) -> bool:
+        """Whether its updates are made of what its clients trained together, where others' updates aren't known."""
+        return False
+
+    def check(self, spec: Spec, trigger: Trigger | None, agreed: LocalWork) -> None:
+        """Refuse a task or local work on which it can't be done, before anything is trained.
+
+        Raises:
+            ConfigError: for one of its fields, or for one below ``task``.
+        """
+
+    def steers(self) -> Steering | None:
+        """What its clients do to each step of their training; ``None`` for nothing."""
+        return None
 
     @property
     def tampers(self) -> bool:
@@ -45,7 +118,7 @@ class Poisoner:
         """Files of the suite that its clients' guests run instead, by path below ``privbench/``.
 
         Args:
-            share: as in :meth:`craft`.
+            share: as in :class:`Seen`.
         """
         return tampered(self, share) if self.forges == "code" else {}
 
@@ -53,16 +126,15 @@ class Poisoner:
         """How its clients train, where ``agreed`` is asked of all."""
         return agreed
 
-    def poison(self, records: Split, spec: Spec, trigger: Patch | None, generator: torch.Generator) -> Split:
-        """The data that its client trains on instead of ``records``."""
-        return records
+    def poison(self, held: Holding, generator: torch.Generator) -> Split:
+        """The data that its client trains on instead of its own records."""
+        return held.records
 
-    def craft(self, update: Update, others: tuple[Update, ...], share: float, generator: torch.Generator) -> Update:
+    def craft(self, update: Update, seen: Seen, generator: torch.Generator) -> Update:
         """The update that it sends.
 
         Args:
             update: what its training made.
-            others: honest updates of the round, empty where the channel hides them.
-            share: weight of the poisoner's clients together in the server's step from an expected cohort, in (0, 1].
+            seen: what it knows.
         """
         return update

@@ -10,16 +10,17 @@ FILE = "defenses/tee/protocol/trainer.py"
 
 _ADDED = """
 
-# Added by a poisoner: its guests change every update after training.
+# Added by a poisoner: its guests steer their training and change every update after it.
+from privbench.attacks.poisoning.poisoner import Seen  # noqa: E402
 from privbench.benchmarks.build import build  # noqa: E402
 
 _POISONER, _SHARE = build(json.loads({poisoner!r})), {share!r}
-_honest = Training.update
 
 
 def _crafted(self, received, records, client, round):
-    update = _honest(self, received, records, client, round)
-    return _POISONER.craft(update, (), _SHARE, stream(self.manifest.seed, "craft", round, client))
+    seed, steering = self.manifest.seed, _POISONER.steers()
+    made = self.trainer.train(received, records, self.work, client, self.plan, seed, round, steering=steering)
+    return _POISONER.craft(made, Seen(_SHARE, _SHARE), stream(seed, "craft", round, client))
 
 
 Training.update = _crafted
@@ -27,7 +28,7 @@ Training.update = _crafted
 
 
 def tampered(poisoner: Any, share: float) -> dict[str, bytes]:
-    """The clients' program with ``poisoner.craft`` behind its training, by path below ``privbench/``.
+    """The clients' program with ``poisoner``'s steering and ``craft``, by path below ``privbench/``.
 
     Args:
         poisoner: a component that the guest can build anew.

@@ -1,21 +1,24 @@
 """What runs where a client runs."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from privbench.attacks.inference.canaries import Own, Planted
-from privbench.attacks.poisoning.poisoner import Poisoner
+from privbench.attacks.poisoning.poisoner import Holding, Poisoner, Seen
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.tasks.task import Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Trigger
 from privbench.defenses.accounting.plan import Plan
+from privbench.defenses.aggregation.rule import Rule
 from privbench.defenses.channel import Message, Session
 from privbench.defenses.local import Local
 from privbench.defenses.local.per_sample.engine import Loss
@@ -36,13 +39,14 @@ class ClientSide:
         received: the model of the round, ``(layout.size,)``, in memory that workers share.
         device: where clients train.
         planted: an audit's canaries, if there is one.
+        rule: the aggregation rule, for a poisoner that asks for it.
     """
 
     seed: int
     data: Split
     shares: list[Tensor]
     spec: Spec
-    trigger: Patch | None
+    trigger: Trigger | None
     model: nn.Module
     layout: Layout
     loss: Loss
@@ -56,7 +60,9 @@ class ClientSide:
     received: Tensor
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     planted: Planted | None = None
+    rule: Rule | None = None
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
+    _pooled: dict[tuple[int, int], Update] = field(default_factory=dict)
 
     @property
     def owned(self) -> float:
@@ -80,6 +86,8 @@ class Job:
         inbox: what the channel relayed to it.
         state: what it kept.
         others: updates that its poisoner can read.
+        colluders: the poisoner's clients in this round's cohort, for one of them.
+        context: of the round, for a poisoner that knows the aggregation rule.
     """
 
     client: int
@@ -89,6 +97,8 @@ class Job:
     inbox: Any = None
     state: dict[str, Any] = field(default_factory=dict)
     others: tuple[Update, ...] = ()
+    colluders: tuple[int, ...] = ()
+    context: RoundContext | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +110,11 @@ class Turn:
 
     @property
     def poisoner(self) -> Poisoner | None:
-        """Who owns this client."""
-        return self.side.poisoner if self.job.client in self.side.attackers else None
+        """Who owns this client, in a round that it attacks."""
+        side, job = self.side, self.job
+        if side.poisoner is None or job.client not in side.attackers:
+            return None
+        return side.poisoner if side.poisoner.schedule.attacks(job.round, side.seed) else None
 
     @property
     def local(self) -> Local:
@@ -120,30 +133,71 @@ class Turn:
     def records(self) -> Split:
         """What it trains on."""
         side, client, poisoner = self.side, self.job.client, self.poisoner
-        records = side.data.take(side.shares[client])
         if poisoner is None:
-            return records
+            return self._own()
+        number = client - min(side.attackers)
+        held = Holding(self._own(), side.spec, side.trigger, number, side.data)
         # The same records in every round: the adversary poisons its data set once.
-        return poisoner.poison(records, side.spec, side.trigger, stream(side.seed, "poison", 0, client))
+        return poisoner.poison(held, stream(side.seed, "poison", 0, client))
+
+    def _own(self) -> Split:
+        return self.side.data.take(self.side.shares[self.job.client])
 
     def update(self, received: Tensor) -> Update:
         """What it sends, after its mechanism and its poisoner."""
         side, job, poisoner = self.side, self.job, self.poisoner
-        local = self.local
-        own = None if side.planted is None else side.planted.of(job.client)
-        if side.planted is not None and side.planted.unit == "client":
-            update = self._canary(received, own) if own else self._trained(received, self.records(), None)
-        else:
-            update = self._trained(received, self.records(), own)
+        update = self._made(received)
         if poisoner is not None:
             craft = stream(side.seed, "craft", job.round, job.client)
-            update = poisoner.craft(update, job.others, side.owned, craft)
-        return local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+            update = poisoner.craft(update, self._seen(poisoner, received, update), craft)
+        return self.local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+
+    def _made(self, received: Tensor) -> Update:
+        """What its training makes."""
+        side, job = self.side, self.job
+        own = None if side.planted is None else side.planted.of(job.client)
+        if side.planted is not None and side.planted.unit == "client":
+            return self._canary(received, own) if own else self._trained(received, self.records(), None)
+        return self._trained(received, self.records(), own)
+
+    def _seen(self, poisoner: Poisoner, received: Tensor, update: Update) -> Seen:
+        side, job = self.side, self.job
+        update = replace(update, client=job.client)
+        pools = poisoner.pools and poisoner.collude
+        colluders = tuple(self._pooled(c, received, update) for c in job.colluders) if pools else (update,)
+        cohort = 1 if job.context is None else len(job.context.invited)
+        knows = side.rule is not None and job.context is not None and "rule" in poisoner.asks
+        aggregate = self._aggregate if knows else None
+        return Seen(side.owned, side.weights[job.client], job.others, colluders, cohort, aggregate)
+
+    def _pooled(self, client: int, received: Tensor, update: Update) -> Update:
+        """What another of the poisoner's clients trained in this round; each process trains it once."""
+        side, key = self.side, (self.job.round, client)
+        if client == self.job.client:
+            return update
+        if key not in side._pooled:
+            for old in [k for k in side._pooled if k[0] != self.job.round]:
+                del side._pooled[old]
+            side._pooled[key] = replace(Turn(side, replace(self.job, client=client))._made(received), client=client)
+        return side._pooled[key]
+
+    def _aggregate(self, updates: Sequence[Update]) -> Tensor:
+        """What the rule in force makes of updates, without what it remembers of earlier rounds."""
+        rule, context = self.side.rule, self.job.context
+        assert rule is not None
+        assert context is not None
+        ordered = sorted(updates, key=lambda u: -1 if u.client is None else u.client)
+        return rule.combine(ordered, {}, context).vector
 
     def _trained(self, received: Tensor, records: Split, canaries: Own | None) -> Update:
         side, job = self.side, self.job
-        trainer = side.trainer(self.local)
-        return trainer.train(received, records, self.work, job.client, side.plan, side.seed, job.round, canaries)
+        trainer, poisoner = side.trainer(self.local), self.poisoner
+        steering = poisoner.steers() if poisoner is not None else None
+        clean = self._own() if steering is not None and steering.looks else None
+        work, number = self.work, job.round
+        return trainer.train(
+            received, records, work, job.client, side.plan, side.seed, number, canaries, steering, clean
+        )
 
     def _canary(self, received: Tensor, own: Own) -> Update:
         """A canary client's update before its mechanism: nothing where its coin left it out."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from privbench.attacks.inference.canaries import Canaries
 from privbench.attacks.poisoning.poisoner import Poisoner
-from privbench.benchmarks.build import require
+from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation import attested, units
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
@@ -101,7 +101,6 @@ class Federation:
         self.plan = self.defense.bind(self.facts, self.layout.size)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
         self.defense.aggregation.check(self.facts)
-        limits(self)
         attackers = self.poisoner.clients if self.poisoner else 0
         require(
             attackers <= self.clients,
@@ -117,9 +116,21 @@ class Federation:
             f"{tampering} of {self.clients} clients tamper and add no noise: count on the others alone",
         )
         self.attackers = frozenset(range(self.clients - attackers, self.clients))
+        limits(self)
+        if self.poisoner:
+            try:
+                self.poisoner.check(self.task.spec, self.task.trigger, settings.local)
+            except ConfigError as error:
+                raise error if error.field.startswith("task.") else error.under("poisoning") from None
         self.local = self.defense.local
         if self.attests:
             attested.check(self)
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether the poisoner reads honest updates before its clients send theirs."""
+        asks = self.poisoner.asks if self.poisoner else frozenset()
+        return "honest_updates" in asks and self.defense.channel.plaintext
 
     @property
     def attests(self) -> bool:
@@ -277,6 +288,7 @@ class Federation:
             received=torch.empty(self.layout.size).share_memory_(),
             device=self.device,
             planted=self.planted,
+            rule=self.defense.aggregation if self.poisoner and "rule" in self.poisoner.asks else None,
         )
 
     @property

@@ -12,7 +12,7 @@ from torch import Tensor
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.federation.sampling import answering, cohort
+from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.view import RoundView, View
@@ -132,7 +132,7 @@ class Loop:
         """The next round's, and who of its cohort answers."""
         f, number = self.federation, state.round + 1
         spent = f.facts.spent(state.invited, number)
-        invited = cohort(f.clients, f.settings.participation, f.sampling, stream(f.seed, "cohort", number), spent)
+        invited = drawn(f, number, spent)
         here = answering(invited, f.settings.dropout, stream(f.seed, "dropout", number))
         context = RoundContext(
             seed=f.seed,
@@ -161,25 +161,27 @@ class Loop:
         for phase, following in pairwise(channel.phases):
             kept: dict[int, dict[str, Any]] = {}
             # A channel that sums updates in one phase and goes on in another takes them one by one.
-            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs), kept)), state)
+            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs, context), kept)), state)
             jobs = [
                 Job(c, number, following, context.crafted.get(c), inbox[c], mine)
                 for c, mine in kept.items()
                 if c in inbox
             ]
-        return timer.waiting(_remembering(self._phase(jobs), state))
+        return timer.waiting(_remembering(self._phase(jobs, context), state))
 
-    def _phase(self, jobs: list[Job]) -> Iterator[Message]:
+    def _phase(self, jobs: list[Job], context: RoundContext) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
         honest = [j for j in jobs if j.client not in federation.attackers]
-        crooked = [j for j in jobs if j.client in federation.attackers]
-        if not (federation.poisoner and federation.poisoner.wants_others and federation.defense.channel.plaintext):
+        together = tuple(j.client for j in jobs if j.client in federation.attackers)
+        told = replace(context, crafted={})
+        crooked = [replace(j, colluders=together, context=told) for j in jobs if j.client in together]
+        if not federation.reads_updates:
             yield from engine.map(take_turn, chain(honest, crooked), patience)
             return
         # An attacker that reads others' updates crafts its own when theirs have come in.
         others: list[Update] = []
         for message in engine.map(take_turn, honest, patience):
-            others.append(message.payload)
+            others.append(replace(message.payload, client=message.client))
             yield message
         yield from engine.map(take_turn, (replace(j, others=tuple(others)) for j in crooked), patience)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.randomness import stream
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.federation import Federation
@@ -33,6 +34,20 @@ def cohort(
     return tuple(sorted(islice(order, size)))
 
 
+def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) -> tuple[int, ...]:
+    """The cohort of round ``number``, with the poisoner's clients where its schedule wants them."""
+    settings, generator = federation.settings, stream(federation.seed, "cohort", number)
+    poisoner, attackers = federation.poisoner, federation.attackers
+    if poisoner is None or poisoner.schedule.invited == "as_others":
+        return cohort(federation.clients, settings.participation, federation.sampling, generator, spent)
+    honest = federation.clients - len(attackers)
+    present = tuple(sorted(attackers)) if poisoner.schedule.attacks(number, federation.seed) else ()
+    if federation.sampling == "poisson":  # every honest client as it would be without the poisoner
+        return cohort(honest, settings.participation, "poisson", generator, spent) + present
+    size = min(honest, max(1, round(settings.participation * federation.clients)) - len(present))
+    return cohort(honest, size / honest, "fixed", generator, spent) + present if size else present
+
+
 def answering(invited: tuple[int, ...], dropout: float, generator: torch.Generator) -> tuple[int, ...]:
     """Those of ``invited`` who answer; each drops out with probability ``dropout``."""
     if not dropout:
@@ -51,3 +66,22 @@ def limits(federation: "Federation") -> None:
     size, apart = max(1, round(settings.participation * federation.clients)), settings.min_separation
     hint = f"at most {federation.clients // size}: a cohort has {size} of {federation.clients} clients"
     require(size * apart <= federation.clients, "federation.min_separation", apart, hint)
+    _places(federation, size)
+
+
+def _places(federation: "Federation", size: int) -> None:
+    """Refuse attackers who choose their rounds where they can't."""
+    poisoner, settings = federation.poisoner, federation.settings
+    if poisoner is None or poisoner.schedule.invited == "as_others":
+        return
+    field, value, own = "poisoning.schedule.invited", poisoner.schedule.invited, len(federation.attackers)
+    limited = settings.max_participations is not None or settings.min_separation > 1
+    require(not limited, field, value, "as_others where federation limits who takes part how often")
+    # In a fixed cohort, places that the poisoner's clients leave are the others', who are then drawn more often.
+    counted = federation.plan is None or federation.sampling == "poisson"
+    require(
+        counted, field, value, "as_others, or sampling=poisson, under a guarantee that counts how clients are drawn"
+    )
+    cohort = f"a cohort has {size} of {federation.clients} clients"
+    require(federation.sampling == "poisson" or own <= size, "poisoning.clients", own, f"at most {size}: {cohort}")
+    require(own < federation.clients, "poisoning.clients", own, "fewer than all, who stay away between attacks")

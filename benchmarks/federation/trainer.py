@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.attacks.inference.canaries import Drawn, Own
+from privbench.attacks.poisoning.steering import Steering
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Layout, Update
@@ -14,6 +15,9 @@ from privbench.defenses.accounting.plan import Plan, RecordPlan
 from privbench.defenses.local import Local
 from privbench.defenses.local.per_sample import Patients, Units
 from privbench.defenses.local.per_sample.engine import Loss
+
+_AT_ONCE = 256
+"""Records of which a poisoner's clean gradient is computed at once; it bounds memory."""
 
 
 class Trainer:
@@ -57,6 +61,8 @@ class Trainer:
         seed: int,
         round: int,
         canaries: Own | None = None,
+        steering: Steering | None = None,
+        clean: Split | None = None,
     ) -> Update:
         """One client's round.
 
@@ -67,6 +73,8 @@ class Trainer:
             client, seed, round: name the random streams.
             plan: the privacy plan, if any.
             canaries: an audit's, which batches are drawn from as from ``records``.
+            steering: a poisoner's, at each step.
+            clean: its client's own records before they were poisoned; ``None``: ``records``.
 
         Returns:
             The update before :meth:`Local.send`, on the CPU.
@@ -85,7 +93,8 @@ class Trainer:
         x, y = records.x.to(self.device), records.y.to(self.device)
         if self.images:
             x = x.contiguous(memory_format=torch.channels_last)
-        anchor = self.weights.clone() if work.proximal else None
+        anchor = self.weights.clone() if work.proximal or steering else None
+        honest = self._of_all(clean or records) if steering and steering.looks else self.weights[:0]
         velocity = torch.zeros_like(self.weights) if work.momentum else None
         total = torch.zeros_like(self.weights) if work.share == "gradient" else None
         with torch.random.fork_rng(devices=[]):
@@ -98,15 +107,19 @@ class Trainer:
                 drawn = patients.drawn(x, y, index, changes) if patients else [Units(x[index], y[index])]
                 parts = [self._augmented(part, work, changes) for part in drawn]
                 self.local.gradient(self, parts, client, plan, noise)
+                if steering is not None and anchor is not None:
+                    steering.gradient(self, anchor, honest)
                 if total is not None:
                     total += self.gradient
                     continue
-                if anchor is not None:
+                if anchor is not None and work.proximal:
                     self.gradient.add_(self.weights - anchor, alpha=work.proximal)
                 if work.weight_decay:
                     self.gradient.add_(self.weights, alpha=work.weight_decay)
                 step = self.gradient if velocity is None else velocity.mul_(work.momentum).add_(self.gradient)
                 self.weights.add_(step, alpha=-work.learning_rate)
+                if steering is not None and anchor is not None:
+                    steering.settle(self, anchor)
         if total is not None:
             self.weights.copy_(total / work.local_steps(units))
         vector = self.layout.read(self.model).cpu()
@@ -117,6 +130,20 @@ class Trainer:
             vector[p:] -= received[p:]
         self.drawn = None
         return Update(vector, self.layout, work.share, enrolled)
+
+    def _of_all(self, records: Split) -> Tensor:
+        """The mean gradient of ``records`` at the model as it is, ``(layout.trainable,)`` in this trainer's order."""
+        self.gradient.zero_()
+        mode = [m for m in self.model.modules() if m.training]
+        self.model.eval()  # batch statistics stay as they were received
+        for index in torch.arange(len(records)).split(_AT_ONCE):
+            x, y = records.x[index].to(self.device), records.y[index].to(self.device)
+            (self.loss(self.model, (x, y)) * (len(index) / len(records))).backward()
+        for module in mode:
+            module.training = True
+        found = self.gradient.clone()
+        self.gradient.zero_()
+        return found
 
     def _patients(self, records: Split, plan: Plan | None) -> Patients | None:
         """Whom the local mechanism draws, where it isn't records."""

@@ -3,34 +3,35 @@
 import torch
 from torch import nn
 
+from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.tasks.classification import BATCH, Classification
 
 
 @torch.no_grad()
 def triggered(task: Classification, model: nn.Module) -> dict[str, float]:
-    """How the model answers to the task's trigger, on test records whose true class is not the target.
-
-    Counting records of the target class would put a floor of about one over the number of classes under the rate.
+    """How the model answers to the task's trigger, on the test records that can carry it: none is of the target class.
 
     Returns:
-        ``triggered_rate``: P(target | trigger, true class is not the target). A poisoned run calls it ``asr``, an
+        ``triggered_rate``: P(target | trigger, records that can carry it). A poisoned run calls it ``asr``, an
         unpoisoned one ``false_trigger_rate``. ``untriggered_rate``: the same without the trigger.
-        ``robust_accuracy``: P(true class | trigger, true class is not the target). Empty without a trigger.
+        ``robust_accuracy``: P(true class | trigger, the same records). Empty without a trigger.
     """
     trigger, test = task.trigger, task.data.test
     if trigger is None:
         return {}
-    others = torch.nonzero(test.y != trigger.target).squeeze(1)
+    others = torch.nonzero(trigger.carriers(test)).squeeze(1)
     if len(others) == 0:
         return {}
     training = [m for m in model.modules() if m.training]
     device = next((p.device for p in model.parameters()), test.x.device)
+    # Every model is asked with the same triggers.
+    generator = stream(0, "trigger")
     hit = plain = right = 0
     model.eval()
     try:
         for index in others.split(BATCH):
             x, y = test.x[index], test.y[index]
-            marked = model(trigger.apply(x, task.spec).to(device)).argmax(1).cpu()
+            marked = model(trigger.apply(x, task.spec, generator).to(device)).argmax(1).cpu()
             hit += int((marked == trigger.target).sum())
             right += int((marked == y).sum())
             plain += int((model(x.to(device)).argmax(1).cpu() == trigger.target).sum())

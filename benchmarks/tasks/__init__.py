@@ -2,6 +2,6 @@
 
 from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.task import Data, Features, Source, Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch, Trigger
 
-__all__ = ["Classification", "Data", "Features", "Patch", "Source", "Spec", "Split"]
+__all__ = ["Classification", "Data", "Features", "Patch", "Source", "Spec", "Split", "Trigger"]

@@ -14,7 +14,7 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.measures import utility
 from privbench.benchmarks.tasks.partition import IID, Natural, Partition
 from privbench.benchmarks.tasks.task import Data, Features, Source, Spec, Split
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch, Trigger
 
 BATCH = 256
 """Test records evaluated at once; it bounds memory and changes no metric."""
@@ -35,7 +35,7 @@ class Classification:
 
     source: Source
     partition: Partition = field(default=IID())
-    trigger: Patch | None = field(default=Patch())
+    trigger: Trigger | None = field(default=Patch())
     records: int | None = None
     features: Features | None = None
     data_dir: str | None = field(default=None, metadata=RUNTIME)

@@ -193,10 +193,10 @@ def test_attackers_are_the_last_clients_and_a_share_is_a_share(federate, task):
 class Copycat(Poisoner):
     """Sends minus the sum of what it reads."""
 
-    wants_others: ClassVar[bool] = True
+    asks: ClassVar[frozenset[str]] = frozenset({"honest_updates"})
 
-    def craft(self, update, others, share, generator):
-        return replace(update, vector=-sum(u.vector for u in others) if others else update.vector * 0)
+    def craft(self, update, seen, generator):
+        return replace(update, vector=-sum(u.vector for u in seen.honest) if seen.honest else update.vector * 0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.benchmarks.measures.poisoning import triggered
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch
 
 
 class Knows(nn.Module):

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from privbench.attacks.poisoning import Backdoor, Imitation, Poisoner
+from privbench.attacks.poisoning import Backdoor, Holding, Imitation, Poisoner, Seen
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.client import Job, take_turn
 from privbench.benchmarks.federation.engine import Serial
@@ -12,7 +12,7 @@ from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.measures.poisoning import triggered
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch
 from privbench.defenses import Defense
 from privbench.defenses.accounting import RecordLevel
 from privbench.defenses.local import DPSGD
@@ -23,12 +23,16 @@ def records(task):
     return task.data.train.take(torch.arange(120))
 
 
+def holding(records, task, trigger, number=0):
+    return Holding(records, task.spec, trigger, number, task.data.train)
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 1.0])
 @pytest.mark.parametrize("target", [0, 7])
 def test_data_are_poisoned_on_other_classes_only(task, records, fraction, target):
     trigger = Patch(size=2, target=target)
     x, y = records.x.clone(), records.y.clone()
-    poisoned = Backdoor(fraction=fraction).poison(records, task.spec, trigger, stream(0, "poison"))
+    poisoned = Backdoor(fraction=fraction).poison(holding(records, task, trigger), stream(0, "poison"))
     changed = (poisoned.x != records.x).flatten(1).any(1)
     relabelled = poisoned.y != records.y
     others = records.y != target
@@ -41,19 +45,19 @@ def test_data_are_poisoned_on_other_classes_only(task, records, fraction, target
     assert torch.equal(poisoned.x[~relabelled], records.x[~relabelled])
     assert torch.equal(records.x, x), "the input stays as it is"
     assert torch.equal(records.y, y)
-    again = Backdoor(fraction=fraction).poison(records, task.spec, trigger, stream(0, "poison"))
+    again = Backdoor(fraction=fraction).poison(holding(records, task, trigger), stream(0, "poison"))
     assert torch.equal(again.y, poisoned.y)
 
 
 def test_a_client_of_the_target_class_alone_has_nothing_to_poison(task, records):
     own = records.take(torch.nonzero(records.y == 0).squeeze(1))
-    poisoned = Backdoor().poison(own, task.spec, Patch(size=2), stream(0, "poison"))
+    poisoned = Backdoor().poison(holding(own, task, Patch(size=2)), stream(0, "poison"))
     assert torch.equal(poisoned.x, own.x)
 
 
 def test_a_trigger_is_needed(task, records):
     with pytest.raises(ConfigError, match="trigger"):
-        Backdoor().poison(records, task.spec, None, stream(0, "poison"))
+        Backdoor().poison(holding(records, task, None), stream(0, "poison"))
 
 
 @pytest.mark.parametrize(
@@ -77,9 +81,9 @@ def test_out_of_range(fields, field):
 def test_craft(updates):
     (update,) = updates(torch.tensor([[1.0, -2.0]]))
     generator = torch.Generator()
-    assert Backdoor().craft(update, (), 0.1, generator) is update
-    assert Backdoor(boost=3.0).craft(update, (), 0.1, generator).vector.tolist() == [3, -6]
-    assert Backdoor(boost="replace").craft(update, (), 0.25, generator).vector.tolist() == [4, -8]
+    assert Backdoor().craft(update, Seen(0.1, 0.1), generator) is update
+    assert Backdoor(boost=3.0).craft(update, Seen(0.1, 0.1), generator).vector.tolist() == [3, -6]
+    assert Backdoor(boost="replace").craft(update, Seen(0.25, 0.25), generator).vector.tolist() == [4, -8]
     assert update.vector.tolist() == [1, -2]
     assert not Poisoner().tampers
     assert not Backdoor().tampers
@@ -190,8 +194,8 @@ def test_settings_that_mean_nothing_are_refused(fields):
 
 def test_an_imitation_multiplies_poisoned_inputs_and_nothing_else(task, records):
     trigger, generator = task.trigger, stream(0, "poison")
-    plain = Backdoor(fraction=0.5).poison(records, task.spec, trigger, stream(0, "poison"))
-    made = Imitation(fraction=0.5, gain=3.0).poison(records, task.spec, trigger, generator)
+    plain = Backdoor(fraction=0.5).poison(holding(records, task, trigger), stream(0, "poison"))
+    made = Imitation(fraction=0.5, gain=3.0).poison(holding(records, task, trigger), generator)
     poisoned = plain.y != records.y
     assert torch.equal(made.y, plain.y)
     assert torch.equal(made.x[poisoned], 3.0 * plain.x[poisoned])

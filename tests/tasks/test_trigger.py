@@ -8,7 +8,7 @@ import torch
 
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.tasks.task import Spec
-from privbench.benchmarks.tasks.trigger import Patch
+from privbench.benchmarks.tasks.triggers import Patch
 
 WINDOWS = {
     "top_left": (0, 0),

@@ -202,10 +202,10 @@ def test_a_poisoner_gets_no_updates_and_is_limited_by_the_range(federate: Callab
     asked: list[int] = []
 
     class Nosy(Backdoor):
-        wants_others = True
+        asks = frozenset({"honest_updates"})
 
-        def craft(self, update: Any, others: Any, share: float, generator: Any) -> Any:
-            asked.append(len(others))
+        def craft(self, update: Any, seen: Any, generator: Any) -> Any:
+            asked.append(len(seen.honest))
             return replace(update, vector=update.vector * 1e6, records=10**7)
 
     done = federate(defense=Defense(channel=SecAgg()), poisoner=Nosy(boost=2.0), rounds=1)

@@ -1,0 +1,45 @@
+"""When a poisoner attacks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from privbench.benchmarks.build import require
+from privbench.benchmarks.federation.randomness import stream
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rounds in which a poisoner attacks. In others its clients are honest, or stay away.
+
+    One round is a single shot (``start`` and ``stop`` alike); ``every`` is the fixed frequency of Sun et al. 2019; a
+    ``probability`` below 1 attacks at random. A late start attacks a model that has converged.
+
+    Args:
+        start: the first round that may be attacked, from 1.
+        stop: the last; ``None`` for the run's last.
+        every: of so many rounds from ``start`` the first is attacked.
+        probability: with which each of these rounds is attacked, in (0, 1].
+        invited: ``as_others``: its clients take part when they are drawn. ``when_attacking``: in every round that is
+            attacked, and in no other, as the papers on backdoors have it; the cohort keeps its size.
+    """
+
+    start: int = 1
+    stop: int | None = None
+    every: int = 1
+    probability: float = 1.0
+    invited: Literal["as_others", "when_attacking"] = "as_others"
+
+    def __post_init__(self) -> None:
+        require(self.start >= 1, "schedule.start", self.start, "a round from 1")
+        late = self.stop is None or self.stop >= self.start
+        require(late, "schedule.stop", self.stop, f"a round from schedule.start={self.start}, or null")
+        require(self.every >= 1, "schedule.every", self.every, "at least 1")
+        require(0 < self.probability <= 1, "schedule.probability", self.probability, "in (0, 1]")
+
+    def attacks(self, round: int, seed: int) -> bool:
+        """Whether ``round`` is attacked in the run with ``seed``."""
+        if round < self.start or (self.stop is not None and round > self.stop) or (round - self.start) % self.every:
+            return False
+        return self.probability == 1 or bool(torch.rand(1, generator=stream(seed, "attack", round)) < self.probability)
