@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class CohortRule:
     """
 
     mixing: Mixing | None = field(default=None, kw_only=True)
-    bounded: ClassVar[bool] = False
+    bounded = False
 
     @property
     def least(self) -> int:
