@@ -34,7 +34,7 @@ def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
         torch.sub(x[:, part], origin[part], out=rows[: len(x)])
         for place, other in enumerate(others, len(x)):
             torch.sub(other[part], origin[part], out=rows[place])
-        gram += _products(rows)
+        gram += products(rows)
     lengths = gram.diagonal()
     squared = (lengths[:, None] + lengths - 2 * gram).clamp_(min=0)
     squared.fill_diagonal_(0)
@@ -93,8 +93,8 @@ def working(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < 4 else x
 
 
-def _products(rows: Tensor) -> Tensor:
-    """``rows @ rows.T``; NumPy's BLAS call makes one half of it and copies the other, which torch's doesn't."""
+def products(rows: Tensor) -> Tensor:
+    """``rows @ rows.T``, ``(n, n)``; NumPy's BLAS call makes one half and copies it to the other, torch's doesn't."""
     if rows.device.type != "cpu":
         return rows @ rows.T
     array = rows.numpy()
