@@ -16,7 +16,7 @@ from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -76,6 +76,7 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         ConfigError: for the first bad one, with its overrides in a sweep.
     """
     with _hydra(config_dir) as hydra:
+        overrides = _deferred(overrides)
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
@@ -156,6 +157,22 @@ def _compose(hydra: Hydra, overrides: list[str], mode: RunMode) -> DictConfig:
         if config.get(group) and not isinstance(chosen, str):
             raise ConfigError(group, chosen, f"one option of the group, such as {group}=mine in a folder of yours")
     return config
+
+
+def _deferred(overrides: list[str]) -> list[str]:
+    """Settings of a group that is swept, as sweeps over one value.
+
+    Hydra composes a sweep once without what is swept, where the group's default option may not have the key.
+    """
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = {o.key_or_group for o in parsed if o.is_sweep_override()}
+
+    def later(o: Override) -> bool:
+        plain = not (o.is_delete() or o.is_sweep_override() or o.is_add())
+        return plain and any(o.key_or_group.startswith(f"{group}.") for group in swept)
+
+    return [f"{o.key_or_group}=choice({str(o.input_line).partition('=')[2]})" if later(o) else str(o.input_line)
+            for o in parsed]  # fmt: skip
 
 
 def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[list[str]]]:

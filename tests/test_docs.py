@@ -23,6 +23,7 @@ RUN_DOCUMENTS = (
     "docs/accounting.md",
     "docs/membership-and-audit.md",
     "docs/private-training.md",
+    "docs/robust-aggregation.md",
     "docs/secure-aggregation.md",
 )
 
@@ -61,6 +62,7 @@ SHRUNK = {
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),
     "-m defense=none,dp_local ": (*TINY, "defense=none,dp_local_clip_only", "seed=0,1"),
     "seed=0,1 ": (*TINY, "seed=0", "defense=none,median"),
+    "defense=multi_krum f=4": (*TINY[:2], "federation.clients=11"),
     "privbench partition": ("task.records=200",),
     "privbench run": TINY,
 }
@@ -136,18 +138,32 @@ def test_the_commands_of_a_document_run(name, desk):
 
 
 def test_the_defense_of_the_document_is_what_it_says(desk):
-    """1, 2, 3, 4 and an outlier of 100: without the smallest and largest, the mean is 3."""
+    """1, 2, 3, 4 and an outlier of 100: without the farthest from the median, 3, the mean is 2.5."""
     folder, _ = desk
     code = """
 import torch
 from types import SimpleNamespace
-from mydefenses.trimmed import TrimmedMean
+from mydefenses.around_median import MeanAroundMedian
+from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.update import Layout, Update
-layout = Layout(("w",), ((2,),), 1)
-updates = [Update(torch.tensor([v, -v]), layout, "update", 1) for v in (1.0, 100.0, 2.0, 4.0, 3.0)]
-found = TrimmedMean(trim=1).combine(iter(updates), {}, SimpleNamespace(layout=layout, kind="update"))
-assert found.vector.tolist() == [3.0, -3.0], found.vector
-assert found.records == 5
+from privbench.defenses.aggregation import Rule, SumRule
+layout, nan = Layout(("w",), ((2,),), 1), float("nan")
+context = SimpleNamespace(layout=layout, kind="update", round=1)
+values = (1.0, 100.0, 2.0, nan, 4.0, 3.0)
+updates = [Update(torch.tensor([v, -v]), layout, "update", 1, client=10 + c) for c, v in enumerate(values)]
+rule: Rule = MeanAroundMedian(f=1)
+assert not isinstance(rule, SumRule)
+found = rule.combine(iter(updates), {}, context)
+assert found.vector.tolist() == [2.5, -2.5], found.vector
+assert (found.records, found.extras["screened"].tolist()) == (5, [13])
+assert rule.combine(iter(()), {}, context).vector.tolist() == [0, 0]
+rule.check(SimpleNamespace(clients=3))
+try:
+    rule.check(SimpleNamespace(clients=2))
+except ConfigError as refused:
+    assert str(refused).startswith("defense.aggregation.f=1: "), refused
+else:
+    raise AssertionError("two clients are too few")
 """
     ended = run_python(code, folder, {**os.environ, "PYTHONPATH": "."})
     assert ended.returncode == 0, ended.stderr

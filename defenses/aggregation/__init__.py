@@ -5,7 +5,8 @@ from privbench.defenses.aggregation.geometric_median import CenteredClipping, Ge
 from privbench.defenses.aggregation.krum import Bulyan, MultiKrum
 from privbench.defenses.aggregation.mean import AdaptiveClippedMean, ClippedMean, FixedDenominatorMean, Mean
 from privbench.defenses.aggregation.mixing import Bucketing, NearestNeighbourMixing
-from privbench.defenses.aggregation.rule import Diverged, Rule, SumRule
+from privbench.defenses.aggregation.rule import Diverged, Rule, SumRule, empty
+from privbench.defenses.aggregation.screen import Screen
 from privbench.defenses.aggregation.similarity import FLAME, FLTrust, FoolsGold
 from privbench.defenses.aggregation.sums import Sum
 
@@ -28,7 +29,9 @@ __all__ = [
     "MultiKrum",
     "NearestNeighbourMixing",
     "Rule",
+    "Screen",
     "Sum",
     "SumRule",
     "TrimmedMean",
+    "empty",
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -115,7 +115,7 @@ class CohortRule:
     """
 
     mixing: Mixing | None = field(default=None, kw_only=True)
-    bounded: ClassVar[bool] = False
+    bounded = False
 
     @property
     def least(self) -> int:
@@ -128,13 +128,16 @@ class CohortRule:
         Raises:
             ConfigError: naming how many it takes.
         """
-        told, name = getattr(self, "f", None), type(self).__name__
-        where, value = ("defense.aggregation", name) if told is None else ("defense.aggregation.f", told)
-        expected = int(facts.clients * facts.participation * (1 - facts.dropout) + 1e-9)
+        drawn = facts.clients * facts.participation
+        if facts.sampling == "fixed":
+            drawn = max(1, round(drawn))
+        # Whoever can decide on one client can in any round: an empty one changes nothing.
+        expected = max(1, int(drawn * (1 - facts.dropout) + 1e-9))
         of = f"{expected} of {facts.clients} clients are expected in a round"
         if self.mixing is not None:
+            _enough(self.mixing, "defense.aggregation.mixing", expected, of)
             of += f", mixed to {self.seen(expected)}"
-        require(self.seen(expected) >= self.least, where, value, f"for {name} with at least {self.least}: {of}")
+        _enough(self, "defense.aggregation", self.seen(expected), of)
 
     def seen(self, clients: int) -> int:
         """How many rows the rule works on, of so many clients."""
@@ -155,9 +158,10 @@ class CohortRule:
         if everyone and not cohort.clients:
             raise Diverged(f"no client's update is finite in round {context.round}")
         extras = {"screened": torch.tensor(cohort.screened, dtype=torch.int64)}
-        if self.seen(everyone) < self.least or not everyone:
-            if not everyone:
-                return empty(context)
+        if not everyone:
+            return empty(context)
+        unmixable = self.mixing is not None and everyone < self.mixing.least
+        if unmixable or self.seen(everyone) < self.least:
             return replace(empty(context), extras={**extras, "cohort_too_small": torch.tensor(1.0)})
         if self.mixing is not None:
             cohort = replace(cohort, mixing=self.mixing.matrix(cohort.matrix, len(cohort.screened), context))
@@ -166,3 +170,10 @@ class CohortRule:
             kept = [c for c, has in zip(cohort.clients, made.kept.tolist(), strict=True) if has]
             extras["kept"] = torch.tensor(kept, dtype=torch.int64)
         return Update(made.vector.float(), context.layout, context.kind, int(cohort.records.sum()), extras)
+
+
+def _enough(station: CohortRule | Mixing, where: str, rows: int, of: str) -> None:
+    """Refuse a ``station`` at the configuration's ``where`` that takes more than ``rows``."""
+    told, name = getattr(station, "f", None), type(station).__name__
+    where, value = (where, name) if told is None else (f"{where}.f", told)
+    require(rows >= station.least, where, value, f"for {name} with at least {station.least}: {of}")

@@ -73,5 +73,6 @@ class DnC(CohortRule):
         rows = x if mixing is None else mixing.to(x) @ x
         draw = stream(context.seed, "dnc", context.round)
         kept = dnc_kept(rows, cohort.told(self.f), draw, self.factor, self.coordinates, self.iterations)
-        weights = kept.to(torch.float64) / kept.sum()
+        # Several iterations may drop everybody between them: then nothing is changed.
+        weights = kept.to(torch.float64) / kept.sum().clamp(min=1)
         return Decision(cohort.combined(weights), cohort.of_clients(weights) > 0)

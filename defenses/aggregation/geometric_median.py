@@ -91,7 +91,7 @@ class GeometricMedian(CohortRule):
 
     def decide(self, cohort: Cohort, state: dict[str, Any], context: RoundContext) -> Decision:
         records = cohort.records if context.weighting == "records" else torch.ones_like(cohort.records)
-        # A mixture weighs as much as what is in it.
+        # A mixture weighs as much as what is in it does on average.
         own = records if cohort.mixing is None else cohort.mixing.to(records) @ records
         return Decision(cohort.combined(geometric_median_weights(cohort.distances(), own)))
 

@@ -1,6 +1,7 @@
 """Distances among updates. What a selecting rule needs of an ``(n, d)`` matrix is in ``n`` by ``n`` numbers."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import lru_cache
 
 import torch
@@ -31,14 +32,13 @@ def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
     origin = x[pivot] if pivot < len(x) else others[pivot - len(x)]
     gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
     moved = torch.empty(n, min(CHUNK, x.shape[1]), dtype=working(x[:0]).dtype, device=x.device)
-    # The number of threads changes the order of summation, and torch's isn't NumPy's.
-    with _blas().limit(limits=1, user_api="blas"):
+    with one_thread():
         for part in chunks(x.shape[1]):
             rows = moved[:, : part.stop - part.start]
             torch.sub(x[:, part], origin[part], out=rows[: len(x)])
             for place, other in enumerate(others, len(x)):
                 torch.sub(other[part], origin[part], out=rows[place])
-            gram += _products(rows)
+            gram += products(rows)
     lengths = gram.diagonal()
     squared = (lengths[:, None] + lengths - 2 * gram).clamp_(min=0)
     squared.fill_diagonal_(0)
@@ -97,14 +97,19 @@ def working(x: Tensor) -> Tensor:
     return x.float() if x.element_size() < 4 else x
 
 
+def one_thread() -> AbstractContextManager[object]:
+    """For :func:`products`: the number of threads changes the order of summation, and torch's isn't NumPy's."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
 @lru_cache(maxsize=1)
 def _blas() -> ThreadpoolController:
     """The libraries that this process has loaded."""
     return ThreadpoolController()
 
 
-def _products(rows: Tensor) -> Tensor:
-    """``rows @ rows.T``; NumPy's BLAS call makes one half of it and copies the other, which torch's doesn't."""
+def products(rows: Tensor) -> Tensor:
+    """``rows @ rows.T``, ``(n, n)``; NumPy's BLAS call makes one half and copies it to the other, torch's doesn't."""
     if rows.device.type != "cpu":
         return rows @ rows.T
     array = rows.numpy()

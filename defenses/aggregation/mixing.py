@@ -16,6 +16,11 @@ from privbench.defenses.aggregation import geometry
 class Mixing(Protocol):
     """Makes of n updates k mixtures, as a matrix: the mixtures themselves need not be made."""
 
+    @property
+    def least(self) -> int:
+        """The smallest cohort that it can mix, screened clients included."""
+        ...
+
     def rows(self, clients: int) -> int:
         """How many mixtures there are of so many updates."""
         ...
@@ -43,6 +48,10 @@ class NearestNeighbourMixing:
     def __post_init__(self) -> None:
         require(self.f >= 0, "f", self.f, "at least 0")
 
+    @property
+    def least(self) -> int:
+        return 2 * self.f + 1
+
     def rows(self, clients: int) -> int:
         return clients
 
@@ -62,6 +71,10 @@ class Bucketing:
 
     def __post_init__(self) -> None:
         require(self.size >= 1, "size", self.size, "at least 1")
+
+    @property
+    def least(self) -> int:
+        return 1
 
     def rows(self, clients: int) -> int:
         return math.ceil(clients / self.size)

@@ -23,13 +23,16 @@ def cosines(x: Tensor) -> tuple[Tensor, Tensor]:
 
     A row of zeros is similar to none.
     """
-    origin = torch.zeros(x.shape[1], dtype=x.dtype, device=x.device)
-    squared = geometry.squared_distances(x, origin)
-    lengths = squared[:-1, -1]
-    products = (lengths[:, None] + lengths - squared[:-1, :-1]) / 2
-    scale = (lengths[:, None] * lengths).sqrt()
-    similar = torch.where(scale > 0, products / scale.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-    return similar.clamp_(-1, 1), lengths.sqrt()
+    gram = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
+    for part in geometry.chunks(x.shape[1]):
+        # In float64: rows may be much shorter than others, and FLTrust makes them as long as these, with what is off.
+        with geometry.one_thread():
+            gram += geometry.products(x[:, part].to(torch.float64))
+    lengths = gram.diagonal().sqrt()
+    tiny = torch.finfo(torch.float64).tiny
+    # One length after the other: their product may be too small for a number.
+    similar = gram / lengths[:, None].clamp(min=tiny) / lengths.clamp(min=tiny)
+    return similar.clamp_(-1, 1), lengths
 
 
 def fltrust(x: Tensor, root: Tensor) -> Tensor:
@@ -62,7 +65,8 @@ def foolsgold_weights(similar: Tensor, confidence: float = 1.0) -> Tensor:
     if n == 1:
         return torch.ones(1, dtype=torch.float64)
     others = similar.clone().fill_diagonal_(-math.inf)
-    most = others.max(dim=1).values
+    # As in the authors' code at least 0, or pardoning would turn the signs of who is like nobody.
+    most = others.max(dim=1).values.clamp(min=0)
     # Pardoning: who resembles a client that resembles others more is judged the less for it.
     ratio = most[:, None] / torch.where(most == 0, 1.0, most)
     pardoned = torch.where(most[None, :] > most[:, None], others * ratio, others)
@@ -196,8 +200,9 @@ class FLAME(_OnUpdates):
         weights[admitted] = (bound / lengths[admitted].clamp(min=1e-300)).clamp(max=1) / len(admitted)
         vector = cohort.combined(weights)
         if self.noise and bound > 0:
-            noise = stream(context.seed, "flame", context.round)
-            vector += gaussian(len(vector), self.noise * float(bound), "seeded", noise)
+            noise, size = stream(context.seed, "flame", context.round), context.layout.trainable
+            # Not on buffers: BatchNorm's running variance would turn negative.
+            vector[:size] += gaussian(size, self.noise * float(bound), "seeded", noise)
         kept = torch.zeros(len(lengths), dtype=torch.bool)
         kept[admitted] = True
         return Decision(vector, kept)

@@ -1,6 +1,8 @@
 """The rules that ByzFL has too give what its rules give."""
 
-import byzfl
+from typing import Any
+
+import byzfl as _byzfl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,8 @@ from privbench.defenses.aggregation.coordinates import median, trimmed_mean
 from privbench.defenses.aggregation.geometric_median import centered_clipping, geometric_median
 from privbench.defenses.aggregation.krum import krum, multi_krum
 from privbench.defenses.aggregation.mixing import buckets, nearest_neighbours
+
+byzfl: Any = _byzfl  # without types of its own: what is inferred of its rules is arrays or tensors
 
 
 @st.composite
