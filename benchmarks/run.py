@@ -176,7 +176,7 @@ def _poisoner(prepared: Prepared) -> dict[str, Any] | None:
     poisoner, federation = prepared.experiment.poisoning, prepared.federation
     if poisoner is None:
         return None
-    trigger, spec = prepared.experiment.task.trigger, prepared.experiment.task.spec
+    trigger, spec = prepared.experiment.task.bound_trigger, prepared.experiment.task.spec
     hidden = set() if federation.reads_updates else {"honest_updates"}
     return {
         "clients": sorted(federation.attackers),
