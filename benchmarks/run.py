@@ -162,6 +162,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,
         "classes": len(spec.classes),
+        "training_records": len(prepared.experiment.task.raw.train),
         "parameters": prepared.federation.layout.trainable,
         "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,

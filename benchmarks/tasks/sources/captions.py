@@ -92,7 +92,9 @@ class Captions:
         found = [place / self.folder for place in places(data_dir) if (place / self.folder).is_dir()]
         if not found:
             looked = ", ".join(str(place / self.folder) for place in places(data_dir))
-            raise DataMissing("task.source.folder", self.folder, f"a folder of pictures and captions; looked at {looked}")
+            raise DataMissing(
+                "task.source.folder", self.folder, f"a folder of pictures and captions; looked at {looked}"
+            )
         return found[0]
 
     def _read(self, paths: list[Path]) -> np.ndarray:
