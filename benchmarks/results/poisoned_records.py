@@ -32,10 +32,12 @@ class Point:
     Args:
         records: how many are poisoned in each of the poisoner's clients.
         arms: one for each given record, else one.
+        given: how many arms there are at other points of the line.
     """
 
     records: int
     arms: tuple[Arm, ...]
+    given: int
 
     def value(self, metric: str) -> Estimate:
         """Over seeds; a seed's value is the mean over the arms, and without one of them there is none."""
@@ -43,7 +45,7 @@ class Point:
         lost = next((e for e in found if e.state != "ok"), None)
         if lost is not None:
             return lost
-        if len({a.seeds for a in self.arms}) > 1:
+        if len(self.arms) < self.given or len({a.seeds for a in self.arms}) > 1:
             return estimate([("absent", None)])
         each = zip(*(e.values for e in found), strict=True)
         return estimate([("ok", sum(values) / len(values)) for values in each])
@@ -67,9 +69,14 @@ def curves(results: Results) -> Iterator[Lines]:
             lines = setups.setdefault(without(settings, ("defense", "poisoning", "task.trigger")), {})
             lines.setdefault(without(settings, APART), {}).setdefault(number, []).append(arm)
     for lines in setups.values():
-        points = [[Point(k, tuple(at[k])) for k in sorted(at)] for at in lines.values()]
+        points = [_points(at) for at in lines.values()]
         if any(len(line) > 2 for line in points):
             yield dict(zip(_names(points), points, strict=True))
+
+
+def _points(at: Mapping[int, Sequence[Arm]]) -> list[Point]:
+    given = max(map(len, at.values()))
+    return [Point(k, tuple(at[k]), given) for k in sorted(at)]
 
 
 def draw(lines: Lines) -> Figure:
@@ -146,9 +153,8 @@ def _percent(found: Estimate) -> Estimate:
 def _said(lines: Lines) -> Iterator[str]:
     """What of a line isn't one run a seed, and points without a number."""
     for name, points in lines.items():
-        given = max(len(p.arms) for p in points)
-        if given > 1:
-            yield f"{name}: {given} records, a run each"
+        if points[0].given > 1:
+            yield f"{name}: {points[0].given} records, a run each"
         lost = [str(p.records) for p in points if p.value(ASR).state != "ok"]
         if lost:
             yield f"{name} without a number at {', '.join(lost)}"

@@ -32,7 +32,8 @@ def table(results: Results) -> Table:
 def floor(arm: Arm, results: Results) -> Estimate | None:
     """The false-trigger rate of the runs without the poisoner, same settings and seeds; ``None`` without all of them.
 
-    Where there are none, it is the success rate of the runs whose poisoner poisons no record. An attack success rate is read against it: the trigger alone may look like the target class.
+    Where there are none, it is the success rate of the runs whose poisoner poisons no record. An attack success rate is
+    read against it: the trigger alone may look like the target class.
     """
     pairs = ((results.twin, "false_trigger_rate"), (results.idle, "asr")) if arm.poisoned else ()
     for other, metric in pairs:
