@@ -30,7 +30,9 @@ def hydra():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_builds(hydra, option):
-    config = compose("config", overrides=[option, "name=x"])
+    # A schedule is a poisoner's.
+    poisoner = ["poisoning=backdoor"] if option.startswith("poisoning/") else []
+    config = compose("config", overrides=[*poisoner, option, "name=x"])
     group, _, choice = option.partition("=")
     built = experiment.compose(sweep.plain(config))
     found = built

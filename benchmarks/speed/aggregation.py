@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from privbench.benchmarks.speed.memory import grown
@@ -150,6 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     import byzfl
 
     torch.set_num_threads(1)
+    threadpool_limits(1)
     print(f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread, CPU seconds\n")
     print(f"{'rule':<20}{'n':>5}{'d':>10}{'privbench':>11}{'ByzFL':>10}{'ratio':>8}{'memory/input':>15}{'ByzFL':>8}")
     for n in given.cohorts:

@@ -1,8 +1,10 @@
 """Distances among updates. What a selecting rule needs of an ``(n, d)`` matrix is in ``n`` by ``n`` numbers."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 CHUNK = 1 << 14
@@ -29,12 +31,14 @@ def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
     origin = x[pivot] if pivot < len(x) else others[pivot - len(x)]
     gram = torch.zeros(n, n, dtype=torch.float64, device=x.device)
     moved = torch.empty(n, min(CHUNK, x.shape[1]), dtype=working(x[:0]).dtype, device=x.device)
-    for part in chunks(x.shape[1]):
-        rows = moved[:, : part.stop - part.start]
-        torch.sub(x[:, part], origin[part], out=rows[: len(x)])
-        for place, other in enumerate(others, len(x)):
-            torch.sub(other[part], origin[part], out=rows[place])
-        gram += _products(rows)
+    # The number of threads changes the order of summation, and torch's isn't NumPy's.
+    with _blas().limit(limits=1, user_api="blas"):
+        for part in chunks(x.shape[1]):
+            rows = moved[:, : part.stop - part.start]
+            torch.sub(x[:, part], origin[part], out=rows[: len(x)])
+            for place, other in enumerate(others, len(x)):
+                torch.sub(other[part], origin[part], out=rows[place])
+            gram += _products(rows)
     lengths = gram.diagonal()
     squared = (lengths[:, None] + lengths - 2 * gram).clamp_(min=0)
     squared.fill_diagonal_(0)
@@ -91,6 +95,12 @@ def chunks(d: int) -> Iterator[slice]:
 def working(x: Tensor) -> Tensor:
     """``x`` in the precision that sums are made in: half precision is summed in single."""
     return x.float() if x.element_size() < 4 else x
+
+
+@lru_cache(maxsize=1)
+def _blas() -> ThreadpoolController:
+    """The libraries that this process has loaded."""
+    return ThreadpoolController()
 
 
 def _products(rows: Tensor) -> Tensor:
