@@ -4,6 +4,7 @@ For the hints that dataclasses of this package use; OmegaConf's structured confi
 nested frozen dataclasses.
 """
 
+import inspect
 import math
 import types
 import typing
@@ -98,10 +99,19 @@ def _conform(value: Any, hint: Any) -> Any:
         return value if callable(value) else _WRONG
     if getattr(kind, "_is_protocol", False):
         # A protocol is checked by its members, data attributes included.
-        return value if all(hasattr(value, m) for m in _members(kind)) else _WRONG
+        return value if all(_has(value, m) for m in _members(kind)) else _WRONG
     if isinstance(kind, type):
         return value if isinstance(value, kind) else _WRONG
     return value
+
+
+def _has(value: Any, member: str) -> bool:
+    """Whether there is such a member; a property isn't evaluated, since that may read a data set."""
+    try:
+        inspect.getattr_static(value, member)
+    except AttributeError:
+        return hasattr(value, member)
+    return True
 
 
 def _members(protocol: type) -> set[str]:

@@ -20,9 +20,9 @@ from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.measures.inference import Inference
 from privbench.benchmarks.measures.leakage import Leakage
 from privbench.benchmarks.results.published import Published
-from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture, Custom, make
 from privbench.benchmarks.tasks.models.dense import LogisticRegression
+from privbench.benchmarks.tasks.task import Task
 from privbench.defenses import Defense
 
 GROUPS = ("task", "model", "federation", "defense", "leakage", "poisoning", "inference")
@@ -49,7 +49,7 @@ class Experiment:
         published: figures that a paper reports of this experiment, for the report.
     """
 
-    task: Classification
+    task: Task
     model: Architecture
     federation: FederationSettings
     defense: Defense
@@ -215,6 +215,7 @@ def _check_attacks(experiment: Experiment, federation: Federation) -> None:
         domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
         hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"
         require(domain != "feature map", "leakage", name, hint)
+        _no_pairs(experiment, "leakage", name)
         require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
         patients = federation.facts.patients is not None
         told = not patients or experiment.federation.local.steps is not None
@@ -229,6 +230,7 @@ def _check_inference(experiment: Experiment, federation: Federation) -> None:
     inference = experiment.inference
     if inference is None:
         return
+    _no_pairs(experiment, "inference", type(inference).__name__)
     if inference.planted:
         hint = "none: canaries are trained on, so what leaks of the others is measured in a run without them"
         require(experiment.leakage is None, "leakage", type(experiment.leakage).__name__, hint)
@@ -238,6 +240,12 @@ def _check_inference(experiment: Experiment, federation: Federation) -> None:
         inference.check(federation)
     except ConfigError as error:
         raise error if error.field.startswith("federation.") else error.under("inference") from None
+
+
+def _no_pairs(experiment: Experiment, field: str, name: str) -> None:
+    spec = experiment.task.spec
+    hint = f"none: {spec.name} has pairs of a picture and a caption, whose loss is of whole batches"
+    require(spec.domain != "pair", field, name, hint)
 
 
 def _craft(leakage: Leakage, federation: Federation) -> None:

@@ -162,6 +162,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "rounds": prepared.experiment.federation.rounds,
         "clients": prepared.federation.clients,
         "classes": len(spec.classes),
+        "training_records": len(prepared.experiment.task.raw.train),
         "parameters": prepared.federation.layout.trainable,
         "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
@@ -176,7 +177,7 @@ def _poisoner(prepared: Prepared) -> dict[str, Any] | None:
     poisoner, federation = prepared.experiment.poisoning, prepared.federation
     if poisoner is None:
         return None
-    trigger, spec = prepared.experiment.task.trigger, prepared.experiment.task.spec
+    trigger, spec = prepared.experiment.task.bound_trigger, prepared.experiment.task.spec
     hidden = set() if federation.reads_updates else {"honest_updates"}
     return {
         "clients": sorted(federation.attackers),

@@ -63,7 +63,7 @@ BAD = [
     (["-m", "defense=none,[none,median]"], "defense=[none,median]: one of bucketing,"),
     (["task/partition=[iid,natural]"], "task/partition=[iid,natural]: one of"),
     (["~defense", "+defense._target_=privbench.defenses.Defense"], "defense=None: one option of the group"),
-    (["task=null"], "task=null: one of cifar10,"),
+    (["task=null"], "task=null: one of captions_folder, cifar10,"),
     (["defense=null"], "defense=null: one of bucketing,"),
     (["model=null"], "model=null: one of cnn6,"),
     (["federation/server=3"], "federation/server=3: one of adam,"),

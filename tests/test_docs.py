@@ -25,6 +25,7 @@ RUN_DOCUMENTS = (
     "docs/private-training.md",
     "docs/robust-aggregation.md",
     "docs/secure-aggregation.md",
+    "docs/contrastive.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -58,6 +59,14 @@ SHRUNK = {
         "inference.candidates=20",
         "federation.local.steps=2",
     ),
+    "experiment=paper/carlini2022_contrastive": (
+        *TINY,
+        "federation.clients=1",
+        "+arm/carlini2022_contrastive=fixed_patch,targeted_5",
+        "poisoning.records=0,1",
+        "seed=0",
+    ),
+    "experiment=contrastive_federated": (*TINY, "defense=none", "poisoning.records=0,2", "seed=0"),
     "experiment=clipping": (*TINY, "seed=0", "defense.aggregation.clip=1"),
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),
     "-m defense=none,dp_local ": (*TINY, "defense=none,dp_local_clip_only", "seed=0,1"),

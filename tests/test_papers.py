@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from opacus.accountants.analysis.rdp import compute_rdp
 
+from privbench.attacks.poisoning import Backdoor
 from privbench.benchmarks import experiment, sweep
 from privbench.benchmarks.experiment import Experiment
 from privbench.defenses.accounting import Facts, RecordLevel
@@ -67,3 +68,16 @@ def test_without_privacy_the_rate_is_one_at_which_relu_learns():
     plain = built(f"experiment=paper/{name}", f"+arm/{name}=none")
     assert plain.defense.privacy is None
     assert plain.federation.local.learning_rate == 0.05
+
+
+def test_carlini_2022_sweeps_poisoned_pairs_from_none():
+    name = "carlini2022_contrastive"
+    for arm, kind, given in (("fixed_patch", "Patch", "bottom_right"), ("random_place", "Patch", "random"),
+                             ("targeted_5", "Instance", 0)):  # fmt: skip
+        made = built(f"experiment=paper/{name}", f"+arm/{name}={arm}", "poisoning.records=4")
+        trigger: Any = made.task.trigger
+        assert type(trigger).__name__ == kind
+        assert (trigger.place if kind == "Patch" else trigger.record) == given
+        assert made.poisoning == Backdoor(records=4)
+        assert not made.task.separable
+        assert made.published == (), "the paper's figures are of 3 million pairs"

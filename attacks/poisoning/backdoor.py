@@ -106,16 +106,22 @@ class Backdoor(Poisoner):
         candidates = order[able[order]]
         chosen = candidates[: self._count(len(candidates))]
         x, y = own.x.clone(), own.y.clone()
-        x[chosen], y[chosen] = painted.apply(own.x[chosen], held.spec, generator), trigger.target
+        forged = self._forge(held, own.take(chosen), painted, generator)
+        x[chosen], y[chosen] = forged.x, forged.y
         return Split(x, y, own.group)
+
+    @staticmethod
+    def _forge(held: Holding, records: Split, painted: Trigger, generator: torch.Generator) -> Split:
+        """``records`` with the trigger and labels of its target."""
+        marked = replace(records, x=painted.apply(records.x, held.spec, generator))
+        return held.relabel(marked, torch.full_like(records.y, painted.target), generator)
 
     def _collect(self, held: Holding, rest: Split, painted: Trigger, generator: torch.Generator) -> Split:
         """``rest`` and records of the pool that carry the trigger."""
         carriers = torch.nonzero(painted.carriers(held.pool)).squeeze(1)
         chosen = carriers[torch.randperm(len(carriers), generator=generator)[: self._count(len(carriers))]]
-        pool = held.pool.take(chosen)
-        marked = painted.apply(pool.x, held.spec, generator)
-        x, y = torch.cat([rest.x, marked]), torch.cat([rest.y, torch.full_like(pool.y, painted.target)])
+        pool = self._forge(held, held.pool.take(chosen), painted, generator)
+        x, y = torch.cat([rest.x, pool.x]), torch.cat([rest.y, pool.y])
         return Split(x, y, None if rest.group is None or pool.group is None else torch.cat([rest.group, pool.group]))
 
     def _count(self, candidates: int) -> int:

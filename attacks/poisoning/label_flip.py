@@ -35,6 +35,9 @@ class LabelFlip(Poisoner):
         records, classes = held.records, len(held.spec.classes)
         count = math.ceil(self.fraction * len(records) - 1e-9)
         chosen = torch.randperm(len(records), generator=generator)[:count]
-        y = records.y.clone()
-        y[chosen] = classes - 1 - y[chosen] if self.to == "opposite" else (y[chosen] + 1) % classes
-        return replace(records, y=y)
+        true = records.y[chosen]
+        wrong = classes - 1 - true if self.to == "opposite" else (true + 1) % classes
+        forged = held.relabel(records.take(chosen), wrong, generator)
+        x, y = records.x.clone(), records.y.clone()
+        x[chosen], y[chosen] = forged.x, forged.y
+        return replace(records, x=x, y=y)

@@ -13,7 +13,7 @@ from privbench.attacks.poisoning.tampering import tampered
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
-from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.benchmarks.tasks.task import Relabel, Spec, Split, relabelled
 from privbench.benchmarks.tasks.triggers import Trigger
 
 Knowledge = Literal["honest_updates", "rule"]
@@ -29,6 +29,7 @@ class Holding:
         spec, trigger: of the task; ``None`` for no trigger.
         number: which of the poisoner's clients it is, from 0.
         pool: all clients' records, of which the poisoner may have collected copies.
+        relabel: how records get other labels.
     """
 
     records: Split
@@ -36,6 +37,7 @@ class Holding:
     trigger: Trigger | None
     number: int
     pool: Split
+    relabel: Relabel = relabelled
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ def check(federation: "Federation") -> None:
     for name, part in parts.items():
         ours = type(part).__module__.startswith("privbench.") and not isinstance(part, Custom)
         require(ours, field, True, f"false, or a {name} of this package, which clients' guests can build")
+    spec = federation.task.spec
+    require(spec.domain != "pair", field, True, f"false: guests aren't told the vocabulary of {spec.name}")
     require(device == "cpu", field, True, "false on a GPU: clients' guests train on the CPU")
 
 

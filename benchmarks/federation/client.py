@@ -15,7 +15,7 @@ from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout, Update
-from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.benchmarks.tasks.task import Relabel, Spec, Split, relabelled
 from privbench.benchmarks.tasks.triggers import Trigger
 from privbench.defenses.accounting.plan import Plan
 from privbench.defenses.aggregation.rule import Rule
@@ -40,6 +40,7 @@ class ClientSide:
         device: where clients train.
         planted: an audit's canaries, if there is one.
         rule: the aggregation rule, for a poisoner that asks for it.
+        relabel: how a poisoner gives records other labels.
     """
 
     seed: int
@@ -61,6 +62,7 @@ class ClientSide:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     planted: Planted | None = None
     rule: Rule | None = None
+    relabel: Relabel = relabelled
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
     _pooled: dict[tuple[int, int], Update] = field(default_factory=dict)
 
@@ -136,7 +138,7 @@ class Turn:
         if poisoner is None:
             return self._own()
         number = client - min(side.attackers)
-        held = Holding(self._own(), side.spec, side.trigger, number, side.data)
+        held = Holding(self._own(), side.spec, side.trigger, number, side.data, side.relabel)
         # The same records in every round: the adversary poisons its data set once.
         return poisoner.poison(held, stream(side.seed, "poison", 0, client))
 

@@ -22,8 +22,8 @@ from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerSt
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.federation.update import Layout
 from privbench.benchmarks.federation.view import Mixture, Public, all_of_them
-from privbench.benchmarks.tasks.classification import Classification
 from privbench.benchmarks.tasks.models.architecture import Architecture
+from privbench.benchmarks.tasks.task import Task
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientPlan, Facts
 from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean, Mean
@@ -54,7 +54,7 @@ class Federation:
     """
 
     settings: FederationSettings
-    task: Classification
+    task: Task
     model: nn.Module
     defense: Defense = field(default_factory=Defense)
     poisoner: Poisoner | None = None
@@ -119,7 +119,7 @@ class Federation:
         limits(self)
         if self.poisoner:
             try:
-                self.poisoner.check(self.task.spec, self.task.trigger, settings.local)
+                self.poisoner.check(self.task.spec, self.task.bound_trigger, settings.local)
             except ConfigError as error:
                 raise error if error.field.startswith("task.") else error.under("poisoning") from None
         self.local = self.defense.local
@@ -274,7 +274,8 @@ class Federation:
             data=self.task.data.train,
             shares=self.shares,
             spec=self.task.spec,
-            trigger=self.task.trigger,
+            trigger=self.task.bound_trigger,
+            relabel=self.task.relabel,
             model=self.model,
             layout=self.layout,
             loss=self.task.loss,
@@ -318,6 +319,6 @@ class Federation:
         return Loop(self, side, engine).rounds(state)
 
 
-def number_of_clients(settings: FederationSettings, task: Classification) -> int:
+def number_of_clients(settings: FederationSettings, task: Task) -> int:
     """``federation.clients``, else the partition's natural number, else 20."""
     return settings.clients or task.natural_clients or 20

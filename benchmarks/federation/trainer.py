@@ -91,7 +91,7 @@ class Trainer:
         units = len(patients) if patients else enrolled
         records = canaries.joined(records) if canaries else records
         x, y = records.x.to(self.device), records.y.to(self.device)
-        if self.images:
+        if self.images and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         anchor = self.weights.clone() if work.proximal or steering else None
         honest = self._of_all(clean or records) if steering and steering.looks else self.weights[:0]

@@ -4,22 +4,23 @@ import torch
 from torch import nn
 
 from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.tasks.classification import BATCH, Classification
+from privbench.benchmarks.tasks.labelled import BATCH
+from privbench.benchmarks.tasks.task import Task
 
 
 @torch.no_grad()
-def triggered(task: Classification, model: nn.Module) -> dict[str, float]:
-    """How the model answers to the task's trigger, on the test records that can carry it: none is of the target class.
+def triggered(task: Task, model: nn.Module) -> dict[str, float]:
+    """How the model answers to the task's trigger, on the test records that it asks: none is of the target class.
 
     Returns:
-        ``triggered_rate``: P(target | trigger, records that can carry it). A poisoned run calls it ``asr``, an
+        ``triggered_rate``: P(target | trigger, records that it asks). A poisoned run calls it ``asr``, an
         unpoisoned one ``false_trigger_rate``. ``untriggered_rate``: the same without the trigger.
         ``robust_accuracy``: P(true class | trigger, the same records). Empty without a trigger.
     """
-    trigger, test = task.trigger, task.data.test
+    trigger, test = task.bound_trigger, task.data.test
     if trigger is None:
         return {}
-    others = torch.nonzero(trigger.carriers(test)).squeeze(1)
+    others = torch.nonzero(trigger.asked(test)).squeeze(1)
     if len(others) == 0:
         return {}
     training = [m for m in model.modules() if m.training]
@@ -31,10 +32,10 @@ def triggered(task: Classification, model: nn.Module) -> dict[str, float]:
     try:
         for index in others.split(BATCH):
             x, y = test.x[index], test.y[index]
-            marked = model(trigger.apply(x, task.spec, generator).to(device)).argmax(1).cpu()
+            marked = task.predict(model, trigger.apply(x, task.spec, generator).to(device)).argmax(1).cpu()
             hit += int((marked == trigger.target).sum())
             right += int((marked == y).sum())
-            plain += int((model(x.to(device)).argmax(1).cpu() == trigger.target).sum())
+            plain += int((task.predict(model, x.to(device)).argmax(1).cpu() == trigger.target).sum())
     finally:
         for module in training:
             module.training = True

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from privbench.benchmarks.build import canonical
 from privbench.benchmarks.results.arms import Arm, group, order
 from privbench.benchmarks.results.read import MalformedError, read_json, read_run
 from privbench.benchmarks.results.runs import Run
@@ -124,6 +125,17 @@ class Results:
         """The complete run with the same settings and seed but without the poisoner."""
         twins = (r for r in self.runs if not r.poisoned and r.status == "complete" and r.twin_key == run.twin_key)
         return next(twins, None)
+
+    def idle(self, run: Run) -> Run | None:
+        """The complete run with the same settings and seed whose poisoner poisons no record (``poisoning.records=0``).
+
+        Its success rate is a floor like that of a run without the poisoner.
+        """
+        if not run.poisoned:
+            return None
+        idle = canonical(run.settings | {"poisoning": {**run.settings["poisoning"], "records": 0}})
+        found = (r for r in self.runs if r.seed == run.seed and r.status == "complete" and r.arm_key == idle)
+        return next(found, None)
 
     def _arms(self) -> list[Arm]:
         return group(self.runs, revisions=self.mixed_revisions and len({r.revision for r in self.runs}) > 1)

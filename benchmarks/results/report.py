@@ -16,6 +16,9 @@ from privbench.benchmarks.results.inference_figures import EPSILON, empirical_ep
 from privbench.benchmarks.results.leakage_curves import leakage_curves
 from privbench.benchmarks.results.leakage_table import leakage_table
 from privbench.benchmarks.results.load import Refusal, Results, load
+from privbench.benchmarks.results.poisoned_records import NAME as RECORDS
+from privbench.benchmarks.results.poisoned_records import curves, records_table
+from privbench.benchmarks.results.poisoned_records import draw as by_records
 from privbench.benchmarks.results.privacy import privacy
 from privbench.benchmarks.results.published import published
 from privbench.benchmarks.results.style import save, slug
@@ -35,6 +38,7 @@ class Report:
         privacy: client-level mechanisms side by side, if there are several.
         leakage: what each adversary reconstructed, if anything was attacked.
         inference: what audits and membership inference found, if there were any.
+        poisoned_records: success against the number of poisoned records, where that was swept.
         published: published figures beside measured ones, where the experiment is a paper's.
     """
 
@@ -46,6 +50,7 @@ class Report:
     leakage: Table | None = None
     published: Table | None = None
     inference: Table | None = None
+    poisoned_records: Table | None = None
 
     @property
     def status(self) -> int:
@@ -81,8 +86,10 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     inferred = inference_table(kept)
     files += [*_texts(folder, "published", beside), *_texts(folder, "inference", inferred)]
     files += _texts(folder, "frontier", frontier_table(kept))
+    counted = records_table(kept)
+    files += _texts(folder, "poisoned_records", counted)
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred)
+    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred, counted)
     if console is not None:
         _print(made, console)
     return made
@@ -118,20 +125,22 @@ def _figures(results: Results, folder: Path) -> list[Path]:
     for name, figure in leakage_curves(results):
         number = sum(f.name.startswith(name) for f in files) // 2
         files += save(figure, folder / (f"{name}-{number}" if number else name))
+    for number, lines in enumerate(curves(results)):
+        files += save(by_records(lines), folder / (f"{RECORDS}-{number}" if number else RECORDS))
     for number, found in enumerate(panels(results)):
         files += save(frontier(found), folder / (f"{FRONTIER}-{number}" if number else FRONTIER))
     for old in folder.glob("*"):
         if (
             old not in files
             and old.suffix in (".png", ".pdf")
-            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER))
+            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER, RECORDS))
         ):
             old.unlink()
     return files
 
 
 def _print(made: Report, console: Console) -> None:
-    for shown in filter(None, (made.table, made.privacy, made.published, made.inference)):
+    for shown in filter(None, (made.table, made.privacy, made.published, made.inference, made.poisoned_records)):
         for block in shown.blocks(console.width):
             console.print(block)
         for note in shown.notes:

@@ -32,14 +32,17 @@ def table(results: Results) -> Table:
 def floor(arm: Arm, results: Results) -> Estimate | None:
     """The false-trigger rate of the runs without the poisoner, same settings and seeds; ``None`` without all of them.
 
-    An attack success rate is read against it: the trigger alone may look like the target class.
+    Where there are none, it is the success rate of the runs whose poisoner poisons no record. An attack success rate is
+    read against it: the trigger alone may look like the target class.
     """
-    twins = [results.twin(r) for r in arm.runs] if arm.poisoned else []
-    if not twins or None in twins:
-        return None
-    values = [t.final("false_trigger_rate") for t in twins if t is not None]
-    found = estimate([("absent" if v is None else "ok", v) for v in values])
-    return found if found.state == "ok" else None
+    pairs = ((results.twin, "false_trigger_rate"), (results.idle, "asr")) if arm.poisoned else ()
+    for other, metric in pairs:
+        runs = [other(r) for r in arm.runs]
+        values = [None if r is None else r.final(metric) for r in runs]
+        found = estimate([("absent" if v is None else "ok", v) for v in values])
+        if found.state == "ok":
+            return found
+    return None
 
 
 Column = tuple[str, Callable[[Arm], str]]

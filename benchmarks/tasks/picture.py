@@ -8,15 +8,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from privbench.benchmarks.tasks.classification import Classification
+from privbench.benchmarks.tasks.task import Task
 
 
-def draw(task: Classification, clients: int, seed: int, path: str | Path) -> list[Path]:
+def draw(task: Task, clients: int, seed: int, path: str | Path) -> list[Path]:
     """Training records by client and class as stacked bars.
 
     Args:
         task: to divide.
-        clients, seed: as in :meth:`Classification.split`.
+        clients, seed: as in :meth:`Task.split`.
         path: where to write, without or with a suffix, which is replaced.
 
     Returns:

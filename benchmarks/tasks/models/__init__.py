@@ -4,6 +4,7 @@ from privbench.benchmarks.tasks.models.architecture import Architecture, Custom,
 from privbench.benchmarks.tasks.models.cnn6 import CNN6
 from privbench.benchmarks.tasks.models.convnet import ConvNet
 from privbench.benchmarks.tasks.models.dense import MLP, LogisticRegression
+from privbench.benchmarks.tasks.models.dual import DualEncoder
 from privbench.benchmarks.tasks.models.imprint import ImprintBlock
 from privbench.benchmarks.tasks.models.lenet import LeNet
 from privbench.benchmarks.tasks.models.resnet import ResNet18, ResNet20
@@ -18,6 +19,7 @@ __all__ = [
     "Architecture",
     "ConvNet",
     "Custom",
+    "DualEncoder",
     "ImprintBlock",
     "LeNet",
     "LogisticRegression",

@@ -30,11 +30,15 @@ def make(architecture: Architecture, spec: Spec, seed: int) -> nn.Module:
     """Build a model whose initial weights depend on ``seed`` alone; the global generator is left as it was.
 
     Raises:
-        ConfigError: if the architecture can't take the task's inputs.
+        ConfigError: if the architecture can't take the task's inputs, or encodes no pairs where there are pairs.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "model").initial_seed())
-        return architecture.build(spec)
+        model = architecture.build(spec)
+    encodes = all(hasattr(model, name) for name in ("encode_picture", "encode_text"))
+    hint = f"dual_encoder, or another with encode_picture and encode_text: {spec.name} has pairs"
+    require(encodes or spec.domain != "pair", "model", type(model).__name__, hint)
+    return model
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Data sets, one file each."""
 
+from privbench.benchmarks.tasks.sources.captions import Captions
 from privbench.benchmarks.tasks.sources.cifar10 import CIFAR10
 from privbench.benchmarks.tasks.sources.cifar10_jpeg import CIFAR10JPEG
 from privbench.benchmarks.tasks.sources.digits import Digits
@@ -9,6 +10,7 @@ from privbench.benchmarks.tasks.sources.mnist import MNIST
 from privbench.benchmarks.tasks.sources.mnist5k import MNIST5k
 from privbench.benchmarks.tasks.sources.nih_cxr import NIHCXR
 from privbench.benchmarks.tasks.sources.pneumonia import PneumoniaMNIST
+from privbench.benchmarks.tasks.sources.templated import Templated
 from privbench.benchmarks.tasks.sources.uci_heart import UCIHeart
 
 __all__ = [
@@ -17,9 +19,11 @@ __all__ = [
     "MITBIH",
     "MNIST",
     "NIHCXR",
+    "Captions",
     "DataMissing",
     "Digits",
     "MNIST5k",
     "PneumoniaMNIST",
+    "Templated",
     "UCIHeart",
 ]

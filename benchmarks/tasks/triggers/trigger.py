@@ -54,6 +54,18 @@ class Trigger:
         """
         return records.y != self.target
 
+    def asked(self, test: Split) -> Tensor:
+        """The test records that tell whether it succeeds, ``(n,)`` bool."""
+        return self.carriers(test)
+
+    def bind(self, test: Split) -> "Trigger":
+        """The trigger with what it takes from the test records.
+
+        Raises:
+            ConfigError: if they haven't got it.
+        """
+        return self
+
     def part(self, number: int) -> "Trigger":
         """What the poisoner's client ``number`` (from 0) uses of it: all, unless it is distributed among them."""
         return self

@@ -202,7 +202,9 @@ def test_a_poisoner_gets_no_updates_and_is_limited_by_the_range(federate: Callab
     asked: list[int] = []
 
     class Nosy(Backdoor):
-        asks = frozenset({"honest_updates"})
+        @property
+        def asks(self) -> Any:
+            return frozenset({"honest_updates"})
 
         def craft(self, update: Any, seen: Any, generator: Any) -> Any:
             asked.append(len(seen.honest))
