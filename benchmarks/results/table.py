@@ -6,6 +6,7 @@ from statistics import median
 from textwrap import fill
 
 from privbench.benchmarks.results.arms import Arm, Estimate, estimate
+from privbench.benchmarks.results.durability import Durability, change, durability, stops
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.refusals import refusals, refused
 from privbench.benchmarks.results.runs import Statement
@@ -23,9 +24,9 @@ def table(results: Results) -> Table:
     """
     arms = results.arms()
     floors = {a.key: floor(a, results) for a in arms}
-    columns = _columns(arms, floors)
+    columns = _columns(arms, floors, results)
     rows = tuple(tuple(cell(a) for _, cell in columns) for a in arms)
-    records = tuple(_record(a, arms, floors[a.key]) for a in arms)
+    records = tuple(_record(a, arms, floors[a.key], results) for a in arms)
     return Table(tuple(h for h, _ in columns), rows, tuple(_notes(arms, floors, results)), records)
 
 
@@ -48,7 +49,7 @@ def floor(arm: Arm, results: Results) -> Estimate | None:
 Column = tuple[str, Callable[[Arm], str]]
 
 
-def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column]:
+def _columns(arms: list[Arm], floors: dict[str, Estimate | None], results: Results) -> list[Column]:
     columns: list[Column] = [
         ("defense", lambda a: a.defense),
         ("poisoning", lambda a: a.poisoning if a.poisoned else "—"),
@@ -56,6 +57,9 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column
     if any(a.more for a in arms):
         columns.append(("setting", lambda a: "\n".join(a.more)))
     columns += [("n", lambda a: f"n={a.n}"), ("accuracy\n(%)", lambda a: percent(a.final("accuracy")))]
+    changes = {a.key: change(a, "accuracy", results) for a in arms}
+    if any(c.state == "ok" for c in changes.values()):
+        columns.append(("acc. change\nby poisoner", lambda a: _points(changes[a.key])))
     if _unequal(arms):
         columns.append(("balanced\nacc. (%)", lambda a: percent(a.final("balanced_accuracy"))))
         columns.append(("AUC\n(%)", lambda a: percent(a.final("auc"))))
@@ -64,6 +68,11 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column
     if any(a.poisoned for a in arms):
         columns.append(("ASR\n(%)", lambda a: percent(a.final("asr")) if a.poisoned else "—"))
         columns.append(("floor\n(%)", lambda a: percent(floors[a.key])))
+    if any(stops(r) for a in arms for r in a.runs):
+        lives = {a.key: durability(a) for a in arms}
+        columns.append(("peak\n(%)", lambda a: percent(lives[a.key].peak) if a.poisoned else "—"))
+        columns.append(("area\n(%)", lambda a: percent(lives[a.key].area) if a.poisoned else "—"))
+        columns.append(("lifespan\n(rounds)", lambda a: _lived(lives[a.key])))
     if any(refusals(a) for a in arms):
         columns.append(("refused\n(rounds)", refused))
     for adversary in sorted({x for a in arms for x in a.adversaries}):
@@ -76,6 +85,18 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None]) -> list[Column
     columns.append(("privacy", lambda a: guarantee(a.guarantees().values())))
     columns.append(("s/round\n(total)", _seconds))
     return columns
+
+
+def _points(found: Estimate) -> str:
+    """A difference of fractions in percentage points."""
+    if found.mean is None:
+        return "—"
+    half = found.half_width
+    return f"{100 * found.mean:+.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _lived(found: Durability) -> str:
+    return ("≥ " if found.survives and found.lifespan.mean is not None else "") + number(found.lifespan, 1)
 
 
 def _unequal(arms: list[Arm]) -> bool:
@@ -125,7 +146,7 @@ def _seconds(arm: Arm) -> str:
     return "—" if each is None or total is None else f"{each:.3g}\n({total:.4g})"
 
 
-def _record(arm: Arm, arms: list[Arm], floored: Estimate | None) -> dict[str, object]:
+def _record(arm: Arm, arms: list[Arm], floored: Estimate | None, results: Results) -> dict[str, object]:
     record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "poisoning": arm.poisoning}
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
@@ -133,6 +154,10 @@ def _record(arm: Arm, arms: list[Arm], floored: Estimate | None) -> dict[str, ob
     record |= {"assurance": " ".join(sorted({r.manifest["shown_assurance"] for r in arm.runs}))}
     for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
         record |= _numbers(metric, arm.final(metric))
+    lived = durability(arm)
+    record |= {**_numbers("asr_peak", lived.peak), **_numbers("asr_area", lived.area)}
+    record |= {**_numbers("lifespan_rounds", lived.lifespan), "lifespan_censored": lived.survives}
+    record |= _numbers("accuracy_change", change(arm, "accuracy", results))
     record |= {**_numbers("false_trigger_floor", floored), "refused": "; ".join(refused(arm).splitlines())}
     for adversary in sorted({x for a in arms for x in a.adversaries}):
         for metric in _measures(arms, adversary):
@@ -164,6 +189,15 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         notes.append("n=1: one seed, so no interval.")
     if any(a.poisoned for a in arms):
         notes.append("floor: false-trigger rate of the same run without the poisoner, to be read against ASR.")
+    if any(change(a, "accuracy", results).state == "ok" for a in arms):
+        notes.append(
+            "acc. change: final accuracy less that of the same run without the poisoner, in percentage points."
+        )
+    if any(stops(r) for a in arms for r in a.runs):
+        notes.append(
+            "peak, area (mean over rounds) of ASR; lifespan: rounds after the attack with ASR of at least 50%, "
+            "≥ where it still was at the end."
+        )
     for arm in arms:
         if arm.poisoned and floors[arm.key] is None:
             lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]
