@@ -59,6 +59,7 @@ SHRUNK = {
         "inference.candidates=20",
         "federation.local.steps=2",
     ),
+    "task=contrastive_mnist5k": (*TINY, "federation.clients=1", "poisoning.records=0,1", "seed=0"),
     "experiment=paper/carlini2022_contrastive": (
         *TINY,
         "federation.clients=1",
