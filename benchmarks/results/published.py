@@ -6,9 +6,13 @@ from typing import Any
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.results.arms import Arm
+from privbench.benchmarks.results.durability import durability
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import words
 from privbench.benchmarks.results.tabular import Table
+
+PEAK = "asr_peak"
+"""The largest attack success rate of any round: of a table of results, not of one round."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ def _stated(arm: Arm) -> list[Published]:
 
 def _seen(arm: Arm, metric: str) -> list[str | None]:
     """Who measured it; ``None`` for a metric that needs no adversary."""
+    if metric == PEAK and durability(arm).peak.state == "ok":
+        return [None]
     if arm.series(metric):
         return [None]
     return [x for x in arm.adversaries if arm.leakage(metric, x).state != "absent"]
@@ -105,6 +111,9 @@ def _seen(arm: Arm, metric: str) -> list[str | None]:
 
 def _measured(arm: Arm, metric: str, adversary: str | None) -> tuple[tuple[float, ...], int, int]:
     """All values, how many there are, and how many there should be; of utility, the last round's of each seed."""
+    if metric == PEAK:
+        peaks = durability(arm).peak.values
+        return peaks, len(peaks), arm.n
     if adversary is None:
         values = tuple(v for v in (run.final(metric) for run in arm.runs) if v is not None)
         return values, len(values), arm.n

@@ -22,35 +22,40 @@ class Distributed(Trigger):
         gap: (rows, columns) between bars (TG).
         corner: (row, column) of the first (TL).
         colour: raw pixel value in [0, 1]; one for all channels, or one a channel.
+        split: whether each attacker paints one bar; else all of them paint all, the paper's centralised attack.
     """
 
     size: int = 4
     gap: tuple[int, int] = (2, 2)
     corner: tuple[int, int] = (0, 0)
     colour: float | tuple[float, ...] = 1.0
+    split: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.size > 0, "size", self.size, "at least 1")
         require(min(self.gap) >= 0, "gap", self.gap, "rows and columns from 0")
         require(min(self.corner) >= 0, "corner", self.corner, "a row and a column from 0")
-        self.part(0)
+        self._bar(0)
 
     def check(self, spec: Spec) -> None:
         require(
             spec.domain == "image", "task.trigger", "Distributed", f"null: {spec.name} has {spec.domain}s, no images"
         )
         for number in range(PARTS):
-            self.part(number).check(spec)
+            self._bar(number).check(spec)
         super().check(spec)
 
     def apply(self, x: Tensor, spec: Spec, generator: torch.Generator | None = None) -> Tensor:
         self.check(spec)
         for number in range(PARTS):
-            x = self.part(number).apply(x, spec)
+            x = self._bar(number).apply(x, spec)
         return x
 
-    def part(self, number: int) -> Patch:
+    def part(self, number: int) -> Trigger:
+        return self._bar(number) if self.split else self
+
+    def _bar(self, number: int) -> Patch:
         """The bar of the poisoner's client ``number``; the fifth client has the first bar again."""
         down, right = divmod(number % PARTS, 2)
         row = self.corner[0] + down * (1 + self.gap[0])
@@ -58,4 +63,4 @@ class Distributed(Trigger):
         return Patch(size=(1, self.size), place=(row, column), colour=self.colour, target=self.target)
 
     def share(self, spec: Spec) -> float:
-        return sum(self.part(number).share(spec) for number in range(PARTS))
+        return sum(self._bar(number).share(spec) for number in range(PARTS))
