@@ -26,6 +26,7 @@ RUN_DOCUMENTS = (
     "docs/robust-aggregation.md",
     "docs/secure-aggregation.md",
     "docs/contrastive.md",
+    "docs/poisoning.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -38,6 +39,36 @@ SHRUNK = {
         "defense=none,dp_local_clip_only",
         "leakage.attack.iterations=2",
         "leakage.victims=1",
+    ),
+    "experiment=backdoor_matrix": (
+        *TINY,
+        "+arm/backdoor_matrix=none,data_1",
+        "defense=none,norm_clipping",
+        "seed=0",
+    ),
+    "experiment=paper/bagdasaryan2020_replacement": (
+        *TINY,
+        "+arm/bagdasaryan2020_replacement=none,replacement",
+        "defense=none",
+        "seed=0",
+        "federation.rounds=16",
+        "federation.participation=0.5",
+    ),
+    "experiment=paper/sun2019_clipping": (*TINY, "+arm/sun2019_clipping=attacked_clip_1,attacked_unprotected", "seed=0"),
+    "experiment=paper/xie2020_dba": (
+        *TINY,
+        "+arm/xie2020_dba=none,centralised",
+        "defense=none",
+        "seed=0",
+        "federation.clients=20",
+    ),
+    "experiment=paper/zhang2022_neurotoxin": (
+        *TINY,
+        "+arm/zhang2022_neurotoxin=projected,neurotoxin",
+        "defense=none",
+        "seed=0",
+        "federation.rounds=26",
+        "federation.participation=0.5",
     ),
     "experiment=leakage_by_": (
         *TINY,

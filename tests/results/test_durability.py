@@ -1,0 +1,79 @@
+"""Peak, area and lifespan of a backdoor, and its cost in accuracy, from success rates that are known."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from privbench.benchmarks.results.durability import change, durability
+from privbench.benchmarks.results.load import load
+from privbench.benchmarks.results.table import table
+
+STOP = {"poisoning": {"_target_": "privbench.attacks.poisoning.Backdoor", "schedule": {"stop": 3}}}
+
+
+def rates(path: Path, values: dict[int, float]) -> None:
+    """Replace a run's success rates."""
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    kept = [line for line in lines if line["metric"] != "asr"]
+    empty = {"client": None, "adversary": None}
+    kept += [{"metric": "asr", "round": n, "value": v, **empty} for n, v in values.items()]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+@pytest.mark.parametrize(
+    ("values", "lifespan", "survives"),
+    [
+        ({1: 0.0, 2: 0.8, 3: 1.0, 4: 0.6, 5: 0.4}, 1, False),
+        ({1: 0.0, 2: 0.8, 3: 1.0, 4: 0.6, 5: 0.5}, 2, True),
+        ({1: 0.0, 2: 0.8, 3: 1.0, 4: 0.4, 5: 0.9}, 0, False),
+    ],
+)
+def test_a_backdoor_lives_until_it_first_falls_below_a_half(fake, values, lifespan, survives):
+    rates(fake.run(poisoning="backdoor", settings=STOP), values)
+    (arm,) = load(fake.root).arms()
+    found = durability(arm)
+    assert found.lifespan.values == (lifespan,)
+    assert found.survives == survives
+    assert found.peak.values == (1.0,)
+    ends = (values[1] + values[5]) / 2
+    assert found.area.values == pytest.approx([(ends + values[2] + values[3] + values[4]) / 4])
+
+
+def test_rounds_that_were_not_evaluated_are_bridged(fake):
+    rates(fake.run(poisoning="backdoor"), {1: 0.0, 3: 0.5, 5: 1.0})
+    (arm,) = load(fake.root).arms()
+    assert durability(arm).area.values == pytest.approx([0.5])
+
+
+def test_an_attack_that_goes_on_has_no_lifespan(fake):
+    fake.run(poisoning="backdoor")
+    (arm,) = load(fake.root).arms()
+    assert durability(arm).lifespan.state == "absent"
+    assert not any("lifespan" in header for header in table(load(fake.root)).headers)
+
+
+def test_the_table_says_how_long_and_what_it_cost(fake):
+    fake.run(accuracy=0.9)
+    rates(fake.run(poisoning="backdoor", accuracy=0.85, settings=STOP), {1: 0.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0})
+    results = load(fake.root)
+    shown = table(results)
+    lived = dict(zip([h.replace("\n", " ") for h in shown.headers], shown.rows[-1], strict=True))
+    assert lived["lifespan (rounds)"].startswith("≥ 2")
+    assert lived["peak (%)"] == "100.0"
+    record = next(r for r in shown.records if r["poisoning"] == "backdoor")
+    assert (record["lifespan_rounds_mean"], record["lifespan_censored"]) == (2.0, True)
+
+
+def test_accuracy_is_compared_seed_by_seed_with_the_twin(fake):
+    for seed in (0, 1):
+        fake.run(seed=seed, accuracy=0.9)
+        fake.run(seed=seed, poisoning="backdoor", accuracy=0.85)
+        fake.run(seed=seed, defense="krum", poisoning="backdoor")
+    results = load(fake.root)
+    arms = {(a.defense, a.poisoned): a for a in results.arms()}
+    attacked, plain = arms["none", True], arms["none", False]
+    expected = [r.final("accuracy") - t.final("accuracy") for r, t in zip(attacked.runs, plain.runs, strict=True)]
+    assert change(attacked, "accuracy", results).values == pytest.approx(expected)
+    assert change(plain, "accuracy", results).state == "absent"
+    assert change(arms["krum", True], "accuracy", results).state == "absent", "no run without the poisoner"
