@@ -20,7 +20,7 @@ from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
 from privbench.benchmarks.measures import filtering, noise
 from privbench.benchmarks.measures.inference import Scene
-from privbench.benchmarks.measures.poisoning import triggered
+from privbench.benchmarks.measures.poisoning import of_group, triggered
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
@@ -238,6 +238,8 @@ def _measure(
     if last and isinstance(federation.plan, ClientPlan):
         defense, seed = prepared.experiment.defense, prepared.experiment.seed
         yield from noise.rows(defense, federation.plan, federation.layout, seed, number)
+    if last:
+        yield from of_group(federation, finished)
     if last and federation.plan:
         for statement in federation.plan.statements(finished.state.ledger):
             infinite = statement["epsilon"] is None

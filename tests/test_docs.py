@@ -54,7 +54,11 @@ SHRUNK = {
         "federation.rounds=16",
         "federation.participation=0.5",
     ),
-    "experiment=paper/sun2019_clipping": (*TINY, "+arm/sun2019_clipping=attacked_clip_1,attacked_unprotected", "seed=0"),
+    "experiment=paper/sun2019_clipping": (
+        *TINY,
+        "+arm/sun2019_clipping=attacked_clip_1,attacked_unprotected",
+        "seed=0",
+    ),
     "experiment=paper/xie2020_dba": (
         *TINY,
         "+arm/xie2020_dba=none,centralised",

@@ -1,11 +1,20 @@
 """What a trigger does to a model."""
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 
+from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.tasks.labelled import BATCH
 from privbench.benchmarks.tasks.task import Task
+from privbench.defenses.accounting.group import group_statement
+from privbench.defenses.accounting.history import Uncovered
+from privbench.defenses.accounting.plan import ClientPlan
 
 
 @torch.no_grad()
@@ -41,3 +50,28 @@ def triggered(task: Task, model: nn.Module) -> dict[str, float]:
             module.training = True
     n = len(others)
     return {"triggered_rate": hit / n, "untriggered_rate": plain / n, "robust_accuracy": right / n}
+
+
+def of_group(federation: Federation, finished: Round) -> Iterator[dict[str, Any]]:
+    """``group_epsilon``: what the client-level guarantee is worth against all of the poisoner's clients together.
+
+    Whatever happens with a probability p without them happens with at most ``e^epsilon p + delta`` with them, a
+    prediction of the target class included (Naseri et al. 2022 count it so).
+    """
+    plan, poisoner = federation.plan, federation.poisoner
+    if poisoner is None or not isinstance(plan, ClientPlan):
+        return
+    row = {"metric": "group_epsilon", "round": finished.round, "adversary": "model_recipient", "unit": "client"}
+    row |= {"group": poisoner.clients, "delta": plan.guarantee.delta}
+    always = poisoner.schedule.invited == "when_attacking"
+    try:
+        value = group_statement(plan, finished.state.ledger, poisoner.clients, always)
+    except Uncovered as error:
+        yield {**row, "value": None, "status": "not_applicable", "reason": str(error)}
+        return
+    finite = math.isfinite(value)
+    yield (
+        {**row, "value": value}
+        if finite
+        else {**row, "value": None, "status": "not_applicable", "reason": "no guarantee without noise"}
+    )

@@ -82,9 +82,17 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None], results: Resul
             columns.append((f"SSIM\n{who}\n(best trivial)", _leakage("ssim", adversary, 2)))
         if "mse" in found:
             columns.append((f"MSE\n{who}\n(trivial)", _leakage("mse", adversary, 3)))
+    if any(_group(a).state == "ok" for a in arms):
+        columns.append(("ε of the\npoisoner's group", lambda a: number(_group(a), 1)))
     columns.append(("privacy", lambda a: guarantee(a.guarantees().values())))
     columns.append(("s/round\n(total)", _seconds))
     return columns
+
+
+def _group(arm: Arm) -> Estimate:
+    """The guarantee against all of the poisoner's clients together."""
+    values = [r.final("group_epsilon", "model_recipient") for r in arm.runs]
+    return estimate([("absent" if v is None else "ok", v) for v in values])
 
 
 def _points(found: Estimate) -> str:

@@ -4,8 +4,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privbench.benchmarks.measures.poisoning import triggered
+from privbench.attacks.poisoning import Backdoor, Schedule
+from privbench.benchmarks.measures.poisoning import of_group, triggered
 from privbench.benchmarks.tasks.triggers import Patch
+from privbench.defenses import Defense
+from privbench.defenses.accounting import ClientLevel
+from privbench.defenses.accounting.group import group_epsilon
+from privbench.defenses.aggregation import ClippedMean
+from privbench.defenses.release import CentralGaussian
 
 
 class Knows(nn.Module):
@@ -75,3 +81,28 @@ def test_the_mode_is_restored(coloured):
 
 def test_without_a_trigger_there_is_nothing(task):
     assert triggered(replace(task, trigger=None), nn.Identity()) == {}
+
+
+def central(**fields):
+    privacy = ClientLevel(delta=1e-3, clip=0.3, noise_multiplier=2.0, **fields)
+    return Defense(aggregation=ClippedMean(), release=CentralGaussian(), privacy=privacy)
+
+
+def test_the_poisoners_clients_together_have_a_weaker_guarantee(federate):
+    done = federate(defense=central(), participation=0.5, poisoner=Backdoor(clients=3))
+    (row,) = of_group(done.federation, done.rounds[-1])
+    assert (row["group"], row["unit"], row["adversary"]) == (3, "client", "model_recipient")
+    assert row["value"] == group_epsilon([((0.5, 2.0), 2)], 1e-3, 3)
+    chosen = Backdoor(clients=3, schedule=Schedule(invited="when_attacking"))
+    always = federate(defense=central(), participation=0.5, poisoner=chosen)
+    (forced,) = of_group(always.federation, always.rounds[-1])
+    assert forced["value"] == group_epsilon([((1.0, 2.0), 2)], 1e-3, 3), "sampling hides nothing of who comes at will"
+
+
+def test_without_a_proof_for_a_group_the_record_says_why(federate):
+    done = federate(defense=central(adjacency="replace"), poisoner=Backdoor(clients=2))
+    (row,) = of_group(done.federation, done.rounds[-1])
+    assert row["status"] == "not_applicable"
+    assert "adjacency" in row["reason"]
+    plain = federate(poisoner=Backdoor())
+    assert not [*of_group(plain.federation, plain.rounds[-1])]
