@@ -105,7 +105,7 @@ class Adaptive(Farthest):
 
     @property
     def asks(self) -> frozenset[Knowledge]:
-        return super().asks | {"rule"}
+        return super().asks | frozenset[Knowledge]({"rule"})
 
     def made(self, known: Tensor, seen: Seen, updates: tuple[Update, ...]) -> Tensor:
         mean, step = known.mean(dim=0), perturbation(known, self.direction)
