@@ -134,6 +134,7 @@ def recording(kind: Any, log: dict[int, Seen], **fields: Any) -> Any:
     class Recording(kind):
         def craft(self, update: Update, seen: Seen, generator: torch.Generator) -> Update:
             (own,) = (u.client for u in seen.colluders if torch.equal(u.vector, update.vector))
+            assert own is not None
             log[own] = seen
             return super().craft(update, seen, generator)
 
