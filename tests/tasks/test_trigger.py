@@ -91,9 +91,6 @@ def test_bad_settings_are_refused(settings):
         Patch(**settings)
 
 
-# Rectangles, places and opacity of a patch
-
-
 @pytest.mark.parametrize(("place", "corner"), [("bottom_right", (10, 5)), ("centre", (5, 2)), ((1, 3), (1, 3))])
 def test_a_rectangle(colour_spec, place, corner):
     x, patch = torch.randn(4, 3, 12, 10), Patch(size=(2, 5), place=place, colour=0.25)
@@ -152,9 +149,6 @@ def test_a_spike_with_opacity_at_random_places():
     assert (anywhere.sum(dim=2) == 5).all()
     assert torch.equal(anywhere[:, 0], anywhere[:, 1]), "over all channels"
     assert len(anywhere[:, 0].int().argmax(dim=1).unique()) > 10
-
-
-# Other triggers
 
 
 def test_a_blend_is_of_raw_values_and_one_key(colour_spec):
