@@ -167,6 +167,13 @@ def test_attackers_who_cannot_choose_their_rounds_are_refused(federate, options,
     federate(clients=8, **options, poisoner=poisoner("as_others"))
 
 
+@pytest.mark.parametrize("invited", ["as_others", "when_attacking"])
+def test_a_run_that_ends_before_the_first_attack_is_refused(federate, invited):
+    with pytest.raises(ConfigError) as caught:
+        federate(rounds=2, poisoner=Backdoor(schedule=Schedule(start=3, invited=invited)))
+    assert caught.value.field == "poisoning.schedule.start"
+
+
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_the_model_does_not_depend_on_workers(federate, sampling):
     schedule = Schedule(every=2, probability=0.7, invited="when_attacking")
