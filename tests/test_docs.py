@@ -40,6 +40,7 @@ SHRUNK = {
         "leakage.attack.iterations=2",
         "leakage.victims=1",
     ),
+    "poisoning=neurotoxin": ("federation.rounds=16", *TINY[1:]),
     "experiment=backdoor_matrix": (
         *TINY,
         "+arm/backdoor_matrix=none,data_1",

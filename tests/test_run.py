@@ -198,7 +198,7 @@ def test_divergence_is_a_status_and_never_a_number(tmp_path):
 class Broken(Poisoner):
     """Raises in its first round, as a faulty extension would."""
 
-    def craft(self, update, others, share, generator):
+    def craft(self, update, seen, generator):
         raise ZeroDivisionError("the poisoner broke")
 
 
@@ -219,7 +219,7 @@ def test_a_failing_client_is_recorded(tmp_path, workers):
 
 @dataclass(frozen=True)
 class Suicidal(Poisoner):
-    def craft(self, update, others, share, generator):
+    def craft(self, update, seen, generator):
         os.kill(os.getpid(), signal.SIGKILL)
         return update
 

@@ -26,10 +26,12 @@ class Backdoor(Poisoner):
         clean_label: poison records of the target class alone, which keep their label (Turner et al. 2019, without its
             perturbations).
         collected: its clients train on ``fraction`` or ``records`` of all clients' records that can carry the trigger
-            besides their own (the attacker has copies of them, as in Bagdasaryan et al. 2020).
+            besides their own (the attacker has copies of them, as in Bagdasaryan et al. 2020). Of their own those that
+            can carry it are left out: true labels would work against it.
         boost: factor on the update. 1 poisons data only; ``replace`` is one over the weight of its clients in the
             server's step, so that the next global model is the attacker's (model replacement, Bagdasaryan et al. 2020,
-            equation 3; exact for a server of plain gradient descent, whose learning rate is counted).
+            equation 3; exact for a server of plain gradient descent, whose learning rate is counted, unless weights are
+            made of records and ``inflate`` or ``collected`` makes them more).
         evidence: where clients are attested, whose comes with an update that was changed: ``own`` of the changed code
             that made it, ``relayed`` of the agreed code that made another update on the same data.
         epochs, learning_rate: its clients' own instead of those that were agreed; ``None`` keeps them.
@@ -120,6 +122,8 @@ class Backdoor(Poisoner):
         """``rest`` and records of the pool that carry the trigger."""
         carriers = torch.nonzero(painted.carriers(held.pool)).squeeze(1)
         chosen = carriers[torch.randperm(len(carriers), generator=generator)[: self._count(len(carriers))]]
+        if not len(chosen):
+            return held.records
         pool = self._forge(held, held.pool.take(chosen), painted, generator)
         x, y = torch.cat([rest.x, pool.x]), torch.cat([rest.y, pool.y])
         return Split(x, y, None if rest.group is None or pool.group is None else torch.cat([rest.group, pool.group]))

@@ -87,8 +87,10 @@ class Adaptive(Farthest):
     """Made for the rule in force: the gamma with which the rule's result is farthest from that without an attack.
 
     The attacker has the rule and runs it, on honest updates (or its own clients', where those are hidden) together with
-    its own; what the rule remembers of earlier rounds it hasn't. It searches gamma on a grid of powers of two, then
-    between the neighbours of the best. A rule that draws at random is asked with the server's own draw: worst case.
+    its own; what the rule remembers of earlier rounds it hasn't. It searches gamma on a grid of powers of two and of
+    what Min-Max and Min-Sum allow, then between the neighbours of the best. Where no gamma does more harm than another
+    (its own are too few for the rule) it sends Min-Max's. A rule that draws at random is asked with the server's own
+    draw: worst case.
 
     Args:
         longest: the largest gamma that is tried, > 0.
@@ -105,7 +107,7 @@ class Adaptive(Farthest):
 
     @property
     def asks(self) -> frozenset[Knowledge]:
-        return super().asks | {"rule"}
+        return super().asks | frozenset[Knowledge]({"rule"})
 
     def made(self, known: Tensor, seen: Seen, updates: tuple[Update, ...]) -> Tensor:
         mean, step = known.mean(dim=0), perturbation(known, self.direction)
@@ -118,14 +120,21 @@ class Adaptive(Farthest):
             result = aggregate([*seen.honest, *hidden, *crafted])[:p]
             return float((result - mean).norm())
 
-        gamma = search(harm, self.longest, self.STEPS)
-        return mean + gamma * step
+        others = MinMax().bound(known, step), MinSum().bound(known, step)
+        return mean + search(harm, self.longest, self.STEPS, others) * step
 
 
-def search(harm: Callable[[float], float], longest: float, steps: int) -> float:
-    """Where ``harm`` on (0, ``longest``] is largest, as far as powers of two and golden sections tell."""
-    grid = [longest / 2**k for k in range(14)]
-    best = max(range(len(grid)), key=lambda k: harm(grid[k]))
+def search(harm: Callable[[float], float], longest: float, steps: int, others: tuple[float, ...] = ()) -> float:
+    """Where ``harm`` on (0, ``longest``] is largest, as far as powers of two, ``others`` and golden sections tell.
+
+    Where all of these are equal it is the first of ``others``.
+    """
+    inside = [g for g in others if 0 < g <= longest]
+    grid = sorted({*(longest / 2**k for k in range(14)), *inside}, reverse=True)
+    harms = [harm(g) for g in grid]
+    if inside and min(harms) == max(harms):
+        return inside[0]
+    best = harms.index(max(harms))
     low = grid[best + 1] if best + 1 < len(grid) else 0.0
     high = grid[max(best - 1, 0)]
     golden = (math.sqrt(5) - 1) / 2

@@ -32,11 +32,11 @@ class Schedule:
     invited: Literal["as_others", "when_attacking"] = "as_others"
 
     def __post_init__(self) -> None:
-        require(self.start >= 1, "schedule.start", self.start, "a round from 1")
+        require(self.start >= 1, "start", self.start, "a round from 1")
         late = self.stop is None or self.stop >= self.start
-        require(late, "schedule.stop", self.stop, f"a round from schedule.start={self.start}, or null")
-        require(self.every >= 1, "schedule.every", self.every, "at least 1")
-        require(0 < self.probability <= 1, "schedule.probability", self.probability, "in (0, 1]")
+        require(late, "stop", self.stop, f"a round from start={self.start}, or null")
+        require(self.every >= 1, "every", self.every, "at least 1")
+        require(0 < self.probability <= 1, "probability", self.probability, "in (0, 1]")
 
     def attacks(self, round: int, seed: int) -> bool:
         """Whether ``round`` is attacked in the run with ``seed``."""

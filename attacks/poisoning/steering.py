@@ -27,7 +27,7 @@ class Steering(Protocol):
     """A poisoner's change of local training; one object serves all of its clients and keeps nothing."""
 
     def gradient(self, training: Training, anchor: Tensor, clean: Tensor) -> None:
-        """Change the step's gradient.
+        """Change the step's gradient, which has the terms of agreed penalties (weight decay, the proximal term).
 
         Args:
             training: at work.
@@ -65,7 +65,7 @@ class ProjectedDescent:
     radius: float = 1.0
 
     def __post_init__(self) -> None:
-        require(0 < self.radius < inf, "steering.radius", self.radius, "positive")
+        require(0 < self.radius < inf, "radius", self.radius, "positive")
 
     @property
     def looks(self) -> bool:
@@ -83,7 +83,7 @@ class ConstrainAndScale:
     """``alpha L_class + (1 - alpha) L_anomaly`` (Bagdasaryan et al. 2020, equation 4).
 
     Args:
-        alpha: weight of the task's loss, in (0, 1]; 1 leaves it alone.
+        alpha: weight of the task's loss with the agreed penalties, in (0, 1]; 1 leaves it alone.
         anomaly: ``distance``: L2 norm of the update; ``cosine``: 1 - cosine of new and received parameters.
     """
 
@@ -91,7 +91,7 @@ class ConstrainAndScale:
     anomaly: Literal["distance", "cosine"] = "distance"
 
     def __post_init__(self) -> None:
-        require(0 < self.alpha <= 1, "steering.alpha", self.alpha, "a weight in (0, 1]")
+        require(0 < self.alpha <= 1, "alpha", self.alpha, "a weight in (0, 1]")
 
     @property
     def looks(self) -> bool:
@@ -116,7 +116,8 @@ class ConstrainAndScale:
 class Neurotoxin:
     """Train only parameters that honest clients hardly move, so that they don't undo it (Zhang et al. 2022).
 
-    As in the authors' code, what honest clients move is known by the gradient of the attacker's own clean records.
+    As in the authors' code, what honest clients move is known by the gradient of the attacker's own clean records. What
+    is left alone doesn't move at all: penalties, which their optimiser adds behind the mask, are masked as well.
 
     Args:
         spared: share of the parameters with the largest clean gradients that is left alone, in [0, 1) (the paper's
@@ -128,16 +129,17 @@ class Neurotoxin:
     radius: float | None = None
 
     def __post_init__(self) -> None:
-        require(0 <= self.spared < 1, "steering.spared", self.spared, "a share in [0, 1)")
+        require(0 <= self.spared < 1, "spared", self.spared, "a share in [0, 1)")
         ranged = self.radius is None or 0 < self.radius < inf
-        require(ranged, "steering.radius", self.radius, "positive, or null")
+        require(ranged, "radius", self.radius, "positive, or null")
 
     @property
     def looks(self) -> bool:
         return True
 
     def gradient(self, training: Training, anchor: Tensor, clean: Tensor) -> None:
-        spared = int(self.spared * len(clean))
+        # 0.29 * 100 is 28.999999999999996
+        spared = int(self.spared * len(clean) + 1e-9)
         if spared:
             training.gradient[clean.abs().topk(spared).indices] = 0
 

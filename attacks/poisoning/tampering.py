@@ -30,6 +30,8 @@ Training.update = _crafted
 def tampered(poisoner: Any, share: float) -> dict[str, bytes]:
     """The clients' program with ``poisoner``'s steering and ``craft``, by path below ``privbench/``.
 
+    A guest gets the poisoned records alone, so that a steering that looks at clean ones looks at these.
+
     Args:
         poisoner: a component that the guest can build anew.
         share: weight of its clients together in the server's step, as ``craft`` takes it.

@@ -70,9 +70,13 @@ def limits(federation: "Federation") -> None:
 
 
 def _places(federation: "Federation", size: int) -> None:
-    """Refuse attackers who choose their rounds where they can't."""
+    """Refuse attackers who never attack, or who choose their rounds where they can't."""
     poisoner, settings = federation.poisoner, federation.settings
-    if poisoner is None or poisoner.schedule.invited == "as_others":
+    if poisoner is None:
+        return
+    start, last = poisoner.schedule.start, settings.rounds
+    require(start <= last, "poisoning.schedule.start", start, f"at most {last}, the last round, or nothing is attacked")
+    if poisoner.schedule.invited == "as_others":
         return
     field, value, own = "poisoning.schedule.invited", poisoner.schedule.invited, len(federation.attackers)
     limited = settings.max_participations is not None or settings.min_separation > 1

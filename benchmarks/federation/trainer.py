@@ -107,8 +107,6 @@ class Trainer:
                 drawn = patients.drawn(x, y, index, changes) if patients else [Units(x[index], y[index])]
                 parts = [self._augmented(part, work, changes) for part in drawn]
                 self.local.gradient(self, parts, client, plan, noise)
-                if steering is not None and anchor is not None:
-                    steering.gradient(self, anchor, honest)
                 if total is not None:
                     total += self.gradient
                     continue
@@ -116,6 +114,8 @@ class Trainer:
                     self.gradient.add_(self.weights - anchor, alpha=work.proximal)
                 if work.weight_decay:
                     self.gradient.add_(self.weights, alpha=work.weight_decay)
+                if steering is not None and anchor is not None:
+                    steering.gradient(self, anchor, honest)
                 step = self.gradient if velocity is None else velocity.mul_(work.momentum).add_(self.gradient)
                 self.weights.add_(step, alpha=-work.learning_rate)
                 if steering is not None and anchor is not None:

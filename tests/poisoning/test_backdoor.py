@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.measures.poisoning import triggered
-from privbench.benchmarks.tasks.triggers import Patch
+from privbench.benchmarks.tasks.triggers import EdgeCase, Instance, Patch
 from privbench.defenses import Defense
 from privbench.defenses.accounting import RecordLevel
 from privbench.defenses.local import DPSGD
@@ -70,6 +71,8 @@ def test_a_trigger_is_needed(task, records):
         ({"boost": math.inf}, "boost"),
         ({"boost": -1}, "boost"),
         ({"boost": "other"}, "boost"),
+        ({"records": -1}, "records"),
+        ({"clean_label": True, "collected": True}, "collected"),
     ],
 )
 def test_out_of_range(fields, field):
@@ -89,6 +92,81 @@ def test_craft(updates):
     assert not Backdoor().tampers
     assert Backdoor(boost=2.0).tampers
     assert Backdoor(boost="replace").tampers
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_so_many_records_are_poisoned(task, records, count):
+    able = int((records.y != 0).sum())
+    poisoned = Backdoor(records=count).poison(holding(records, task, task.trigger), stream(0, "poison"))
+    assert int((poisoned.y != records.y).sum()) == min(count, able)
+    assert len(poisoned) == len(records)
+    if count == 0:
+        assert torch.equal(poisoned.x, records.x)
+
+
+@pytest.mark.parametrize("fields", [{"fraction": 0.5}, {"fraction": 1.0}, {"records": 3}])
+def test_clean_labels_stay_and_other_classes_too(task, records, fields):
+    trigger = Patch(size=2, target=4, colour=0.6)
+    own = records.y == 4
+    poisoned = Backdoor(clean_label=True, **fields).poison(holding(records, task, trigger), stream(0, "poison"))
+    assert torch.equal(poisoned.y, records.y)
+    changed = (poisoned.x != records.x).flatten(1).any(1)
+    assert not (changed & ~own).any()
+    count = fields.get("records") or math.ceil(fields["fraction"] * int(own.sum()))
+    assert int(changed.sum()) == count
+    assert torch.equal(poisoned.x[changed], trigger.apply(records.x[changed], task.spec))
+
+
+@pytest.mark.parametrize("trigger", [EdgeCase(source=1), Instance()], ids=["edge case", "instance"])
+def test_clean_labels_need_a_trigger_that_changes_something(federate, task, trigger):
+    with pytest.raises(ConfigError, match="changes no input") as caught:
+        federate(task=replace(task, trigger=trigger), poisoner=Backdoor(clean_label=True))
+    assert caught.value.field == "poisoning.clean_label"
+
+
+@pytest.mark.parametrize("fields", [{"fraction": 0.25}, {"records": 9}, {"fraction": 1.0}])
+def test_collected_copies_are_of_all_clients_records(task, records, fields):
+    """Its own records of the target class stay; the others' true labels would work against the copies."""
+    pool, own = task.data.train, records.take(torch.arange(40))
+    poisoned = Backdoor(collected=True, **fields).poison(holding(own, task, task.trigger), stream(0, "poison"))
+    kept = own.take(torch.nonzero(own.y == 0).squeeze(1))
+    able = pool.x[pool.y != 0]
+    count = fields.get("records") or math.ceil(fields["fraction"] * len(able))
+    assert len(poisoned) == len(kept) + count
+    assert torch.equal(poisoned.x[: len(kept)], kept.x)
+    assert not poisoned.y.any()
+    copies, painted = poisoned.x[len(kept) :], task.trigger.apply(able, task.spec)
+    matches = (copies[:, None] == painted[None]).flatten(2).all(2)
+    assert matches.any(1).all(), "each is a record that can carry the trigger, with it"
+    assert len(copies.flatten(1).unique(dim=0)) <= count
+    assert matches[:, 40:].any(), "not its own alone"
+
+
+def test_who_collects_nothing_keeps_what_it_has(task, records):
+    own = records.take(torch.nonzero(records.y == 1).squeeze(1))
+    poisoned = Backdoor(collected=True, records=0).poison(holding(own, task, task.trigger), stream(0, "poison"))
+    assert torch.equal(poisoned.x, own.x)
+    assert torch.equal(poisoned.y, own.y)
+
+
+def test_collected_records_are_claimed(federate):
+    done = federate(clients=4, rounds=1, watched=frozenset({3}), poisoner=Backdoor(collected=True, records=30))
+    own = done.federation.client_side().data.y[done.federation.shares[3]]
+    update = done.rounds[0].views["server_operator"].rounds[0].updates[3]
+    assert update.records == int((own == 0).sum()) + 30
+
+
+def test_who_does_not_collude_replaces_by_its_own_weight(federate, updates):
+    (update,) = updates(torch.tensor([[1.0, -2.0]]))
+    seen, alone = Seen(0.5, 0.25), Backdoor(2, boost="replace", collude=False)
+    assert alone.craft(update, seen, torch.Generator()).vector.tolist() == [4, -8]
+    assert Backdoor(2, boost="replace").craft(update, seen, torch.Generator()).vector.tolist() == [2, -4]
+    options = {"clients": 5, "rounds": 1, "weighting": "equal", "watched": frozenset({3, 4})}
+    for poisoner, factor in ((alone, 5.0), (Backdoor(2, boost="replace"), 2.5)):
+        boosted, plain = federate(**options, poisoner=poisoner), federate(**options, poisoner=Backdoor(2))
+        sent, trained = (d.rounds[0].views["server_operator"].rounds[0].updates for d in (boosted, plain))
+        for client in (3, 4):
+            torch.testing.assert_close(sent[client].vector, factor * trained[client].vector)
 
 
 @pytest.mark.parametrize("weighting", ["equal", "records"])

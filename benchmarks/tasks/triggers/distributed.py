@@ -42,9 +42,15 @@ class Distributed(Trigger):
         require(
             spec.domain == "image", "task.trigger", "Distributed", f"null: {spec.name} has {spec.domain}s, no images"
         )
-        for number in range(PARTS):
-            self._bar(number).check(spec)
-        super().check(spec)
+        bars = [self._bar(number) for number in range(PARTS)]
+        last, size = bars[-1].place, self.size
+        assert isinstance(last, tuple)
+        require(size <= spec.shape[-1], "task.trigger.size", size, f"at most {spec.shape[-1]}, the input's columns")
+        inside = last[0] < spec.shape[-2] and last[1] + size <= spec.shape[-1]
+        hint = f"a place where all four bars are inside the input of shape {spec.shape}; or smaller bars and gaps"
+        require(inside, "task.trigger.corner", self.corner, hint)
+        for bar in bars:
+            bar.check(spec)
 
     def apply(self, x: Tensor, spec: Spec, generator: torch.Generator | None = None) -> Tensor:
         self.check(spec)
