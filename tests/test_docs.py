@@ -43,7 +43,7 @@ SHRUNK = {
     "poisoning=neurotoxin": ("federation.rounds=16", *TINY[1:]),
     "experiment=backdoor_matrix": (
         *TINY,
-        "+arm/backdoor_matrix=none,data_1",
+        "+arm/backdoor_matrix=none_f1,data_1",
         "defense=none,norm_clipping",
         "seed=0",
     ),

@@ -13,9 +13,11 @@ from privbench.benchmarks.results.arms import GUESSES, Arm, estimate
 from privbench.benchmarks.results.attested import attested_clients
 from privbench.benchmarks.results.inference_figures import ROC, membership_roc
 from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.matrix import MATRIX, backdoor_matrix, by_attack
 from privbench.benchmarks.results.mechanisms import noise_mechanisms
 from privbench.benchmarks.results.reconstructions import reconstructions
 from privbench.benchmarks.results.style import (
+    COLOURS,
     COLUMN,
     PAGE,
     chance,
@@ -40,6 +42,7 @@ __all__ = [
     "accuracy_over_rounds",
     "asr_over_rounds",
     "attested_clients",
+    "backdoor_matrix",
     "every",
     "leakage",
     "noise_mechanisms",
@@ -57,6 +60,7 @@ NAMES = (
     "noise_mechanisms",
     "attested_clients",
     ROC,
+    MATRIX,
     "reconstructions",
 )
 """How the names of the files begin."""
@@ -69,7 +73,7 @@ def every(results: Results) -> Iterator[tuple[str, Figure]]:
         Refused: if an arm can't be averaged.
     """
     simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage, noise_mechanisms, attested_clients)
-    simple = (*simple, membership_roc)
+    simple = (*simple, membership_roc, backdoor_matrix)
     for name, draw in zip(NAMES, simple, strict=False):
         figure = draw(results)
         if figure is not None:
@@ -98,11 +102,16 @@ def accuracy_over_rounds(results: Results) -> Figure | None:
 
 
 def asr_over_rounds(results: Results) -> Figure | None:
-    """Backdoor success of each poisoned arm by round; the floor of its twin without poisoner is dashed."""
+    """Backdoor success of each poisoned arm by round; the floor of its twin without poisoner is dashed.
+
+    Of attacks against defenses that are too many for one panel, a panel an attack.
+    """
     every = results.arms()
     arms = [a for a in every if a.poisoned and a.series("asr")]
     if not arms:
         return None
+    if len(arms) > len(COLOURS) and (panels := by_attack(results)) is not None:
+        return panels
     with style():
         figure = new(COLUMN, 2.2)
         axes = figure.add_subplot()

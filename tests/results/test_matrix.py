@@ -1,0 +1,53 @@
+"""Attacks against defenses as a matrix and as panels."""
+
+from privbench.benchmarks.results import figures
+from privbench.benchmarks.results.load import load
+from privbench.benchmarks.results.matrix import backdoor_matrix, by_attack, cells
+
+
+def grid(fake, attacks=("backdoor", "replacement", "scaled"), defenses=("none", "krum", "clip_only", "dp_local")):
+    for defense in defenses:
+        fake.run(defense=defense)
+        for place, attack in enumerate(attacks):
+            fake.run(defense=defense, poisoning=attack, asr=0.1 * place + (0.5 if defense == "none" else 0.2))
+    return load(fake.root)
+
+
+def test_a_cell_is_the_final_rate_of_its_arm(fake):
+    results = grid(fake)
+    found = cells(results)
+    assert found is not None
+    assert [*found] == ["backdoor", "replacement", "scaled"]
+    axes = backdoor_matrix(results).axes[0]
+    shown = {text.get_position(): text.get_text() for text in axes.texts}
+    for i, row in enumerate(found.values()):
+        for j, arm in enumerate(row.values()):
+            assert shown[j, i] == f"{100 * arm.final('asr').mean:.0f}"
+
+
+def test_the_settings_in_which_attacks_of_one_kind_differ_are_in_their_names(fake):
+    for defense in ("none", "krum"):
+        for clients in (2, 4):
+            fake.run(defense=defense, poisoning="backdoor", settings={"poisoning.clients": clients})
+    found = cells(load(fake.root))
+    assert found is not None
+    assert [*found] == ["backdoor, clients=2", "backdoor, clients=4"]
+
+
+def test_one_attack_or_one_defense_is_no_matrix(fake):
+    for defense in ("none", "krum"):
+        fake.run(defense=defense, poisoning="backdoor")
+    fake.run(defense="none", poisoning="none")
+    assert cells(load(fake.root)) is None
+    assert "backdoor_matrix" not in dict(figures.every(load(fake.root)))
+
+
+def test_many_arms_get_a_panel_an_attack(fake):
+    results = grid(fake)
+    drawn = dict(figures.every(results))
+    assert "backdoor_matrix" in drawn
+    panels = [a for a in drawn["asr_over_rounds"].axes if a.get_visible()]
+    assert [a.get_title() for a in panels] == ["backdoor", "replacement", "scaled"]
+    lines = {line.get_label(): line.get_color() for line in panels[0].lines}
+    assert lines == {line.get_label(): line.get_color() for line in panels[2].lines}, "a defense looks alike in each"
+    assert by_attack(results) is not None
