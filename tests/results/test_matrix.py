@@ -18,11 +18,14 @@ def test_a_cell_is_the_final_rate_of_its_arm(fake):
     found = cells(results)
     assert found is not None
     assert [*found] == ["backdoor", "replacement", "scaled"]
-    axes = backdoor_matrix(results).axes[0]
+    drawn = backdoor_matrix(results)
+    assert drawn is not None
+    axes = drawn.axes[0]
     shown = {text.get_position(): text.get_text() for text in axes.texts}
     for i, row in enumerate(found.values()):
         for j, arm in enumerate(row.values()):
-            assert shown[j, i] == f"{100 * arm.final('asr').mean:.0f}"
+            (rate,) = arm.final("asr").values
+            assert shown[j, i] == f"{100 * rate:.0f}"
 
 
 def test_the_settings_in_which_attacks_of_one_kind_differ_are_in_their_names(fake):
