@@ -40,6 +40,13 @@ SHRUNK = {
         "leakage.attack.iterations=2",
         "leakage.victims=1",
     ),
+    "experiment=attacks_by_rules": (
+        *TINY[:2],
+        "federation.clients=11",
+        "+arm/attacks_by_rules=none,min_max",
+        "defense=none,multi_krum",
+        "seed=0",
+    ),
     "poisoning=neurotoxin": ("federation.rounds=16", *TINY[1:]),
     "experiment=backdoor_matrix": (
         *TINY,

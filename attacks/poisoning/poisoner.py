@@ -1,5 +1,6 @@
 """A poisoner owns its clients: their data, their updates and the training code that they run."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -67,12 +68,14 @@ class Poisoner:
 
     Args:
         clients: how many clients it owns, the last of the roster.
+        share: what share of all clients it owns instead, in (0, 1], rounded up; ``None`` for ``clients`` of them.
         schedule: when it attacks.
         collude: whether its clients act together: they know what each of them trained, and scale an update by the
             weight of all of them.
     """
 
     clients: int = 1
+    share: float | None = field(default=None, kw_only=True)
     schedule: Schedule = field(default_factory=Schedule, kw_only=True)
     collude: bool = field(default=True, kw_only=True)
 
@@ -81,6 +84,12 @@ class Poisoner:
 
     def __post_init__(self) -> None:
         require(self.clients >= 1, "clients", self.clients, "at least 1; poisoning=none for no poisoner")
+        require(self.share is None or 0 < self.share <= 1, "share", self.share, "in (0, 1], or null for clients")
+
+    def owned(self, roster: int) -> int:
+        """How many of ``roster`` clients it owns."""
+        # 0.07 * 100 is 7.000000000000001
+        return self.clients if self.share is None else math.ceil(self.share * roster - 1e-9)
 
     @property
     def asks(self) -> frozenset[Knowledge]:

@@ -101,7 +101,7 @@ class Federation:
         self.plan = self.defense.bind(self.facts, self.layout.size)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
         self.defense.aggregation.check(self.facts)
-        attackers = self.poisoner.clients if self.poisoner else 0
+        attackers = self.poisoner.owned(self.clients) if self.poisoner else 0
         require(
             attackers <= self.clients,
             "poisoning.clients",

@@ -62,10 +62,10 @@ def of_group(federation: Federation, finished: Round) -> Iterator[dict[str, Any]
     if poisoner is None or not isinstance(plan, ClientPlan):
         return
     row = {"metric": "group_epsilon", "round": finished.round, "adversary": "model_recipient", "unit": "client"}
-    row |= {"group": poisoner.clients, "delta": plan.guarantee.delta}
+    row |= {"group": len(federation.attackers), "delta": plan.guarantee.delta}
     always = poisoner.schedule.invited == "when_attacking"
     try:
-        value = group_statement(plan, finished.state.ledger, poisoner.clients, always)
+        value = group_statement(plan, finished.state.ledger, len(federation.attackers), always)
     except Uncovered as error:
         yield {**row, "value": None, "status": "not_applicable", "reason": str(error)}
         return

@@ -197,6 +197,11 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         notes.append("n=1: one seed, so no interval.")
     if any(a.poisoned for a in arms):
         notes.append("floor: false-trigger rate of the same run without the poisoner, to be read against ASR.")
+    covered = sorted(
+        {r.manifest["poisoner"]["trigger_share"] or 0.0 for a in arms for r in a.runs if r.manifest.get("poisoner")}
+    )
+    if any(covered):
+        notes.append(f"the trigger covers {', '.join(f'{100 * c:.2g}' for c in covered if c)}% of an input.")
     if any(change(a, "accuracy", results).state == "ok" for a in arms):
         notes.append(
             "acc. change: final accuracy less that of the same run without the poisoner, in percentage points."

@@ -282,3 +282,16 @@ def test_an_imitation_multiplies_poisoned_inputs_and_nothing_else(task, records)
     for refused in (lambda: Imitation(gain=0.5), lambda: Imitation(boost=2.0), lambda: Imitation(epochs=2)):
         with pytest.raises(ConfigError):
             refused()
+
+
+@pytest.mark.parametrize(("share", "owned"), [(0.25, 1), (0.3, 2), (1.0, 4)])
+def test_a_share_of_all_clients_is_rounded_up(federate, share, owned):
+    assert federate(clients=4, rounds=1, poisoner=Backdoor(share=share)).federation.attackers == frozenset(
+        range(4 - owned, 4)
+    )
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_a_share_out_of_range_is_refused(share):
+    with pytest.raises(ConfigError, match="share"):
+        Backdoor(share=share)
