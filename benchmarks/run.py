@@ -167,6 +167,8 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "canaries": prepared.federation.planted.stated if prepared.federation.planted else None,
         "privacy": None,
         "poisoner": _poisoner(prepared),
+        # Of the initial model: a run that starts from another's says which.
+        "started_with": hashlib.sha256(prepared.federation.start().model.numpy().astype("<f4").tobytes()).hexdigest(),
         # How clipped gradients are computed: chosen by a measurement, and the ways differ in rounding.
         "per_sample": local.chosen,
     }

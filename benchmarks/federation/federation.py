@@ -16,6 +16,7 @@ from privbench.benchmarks.federation import attested, units
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
+from privbench.benchmarks.federation.initial import model_of
 from privbench.benchmarks.federation.loop import Loop, Round
 from privbench.benchmarks.federation.sampling import limits
 from privbench.benchmarks.federation.server import Pipeline, ServerSGD, ServerState
@@ -37,7 +38,7 @@ class Federation:
     Args:
         settings: who takes part, how often, how the server steps.
         task: data, loss, evaluation.
-        model: the initial global model.
+        model: the initial global model; with ``settings.start_from`` it is given that run's parameters.
         defense: the four stations.
         poisoner: owns the last ``poisoner.clients`` clients; ``None`` for nobody.
         seed: names every random stream.
@@ -73,6 +74,8 @@ class Federation:
         self.task.check(self.clients)
         self.shares = self.task.split(self.clients, self.seed)
         self.layout = Layout.of(self.model)
+        if settings.start_from is not None:
+            self.layout.write(model_of(settings.start_from, self.layout), self.model)
         self.planted = units.plant(self) if self.canaries else None
         if self.planted:
             self.clients += self.planted.extra
@@ -99,6 +102,8 @@ class Federation:
         self.defense.check(self.model, self.layout)
         self.facts = self._facts()
         self.plan = self.defense.bind(self.facts, self.layout.size)
+        hint = "null under a guarantee: it would have to count the rounds of that run"
+        require(self.plan is None or settings.start_from is None, "federation.start_from", settings.start_from, hint)
         self.defense.channel.check(self.facts, self.weighting, self.plan)
         self.defense.aggregation.check(self.facts)
         attackers = self.poisoner.owned(self.clients) if self.poisoner else 0

@@ -78,6 +78,9 @@ class FederationSettings:
         averaging: decay of an exponential moving average of the rounds' models, in [0, 1), 0 for none; utility is the
             average's (De et al. 2022, section 3.2, there over steps). It costs no privacy, and training goes on from
             the round's model.
+        start_from: directory of a run of the same model, from whose last model this one goes on as from round 0, with
+            the server's optimiser anew; refused under a guarantee, which would have to count that run's rounds.
+            ``None``: from the model's initialisation.
         local: the clients' work.
         server: the server optimiser.
         patience: seconds in which no client answers, after which the run stops; ``None`` waits for ever. Clients in the
@@ -95,6 +98,7 @@ class FederationSettings:
     dropout: float = 0.0
     evaluate_every: int = 1
     averaging: float = 0.0
+    start_from: str | None = None
     local: LocalWork = field(default_factory=LocalWork)
     server: ServerOptimizer = field(default_factory=ServerSGD)
     patience: float | None = field(default=3600.0, metadata=RUNTIME)
