@@ -280,4 +280,6 @@ def test_a_fixed_denominator_is_the_expected_cohort(context, updates):
     assert mean.vector.tolist() == [1.0, 1.0, 1.0]
     assert FixedDenominatorMean().combine([], {}, context(3, expected=4.0)).vector.tolist() == [0.0, 0.0, 0.0]
     extra = [replace(u, extras={"clipped": torch.ones(1)}) for u in updates(vectors)]
-    assert FixedDenominatorMean().combine(extra, {}, context(3)).extras == {}
+    extras = FixedDenominatorMean().combine(extra, {}, context(3)).extras
+    assert [*extras] == ["screened"], "clients' own aren't summed"
+    assert extras["screened"].numel() == 0

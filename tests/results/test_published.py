@@ -12,8 +12,8 @@ from privbench.benchmarks.results.report import report
 from privbench.benchmarks.sweep import compose
 
 CONF = Path(__file__).parents[2] / "conf"
-PAPERS = [p for p in sorted((CONF / "experiment/paper").glob("*.yaml")) if "published:" in p.read_text()]
-ARMS = [p for p in sorted((CONF / "arm").glob("*/*.yaml")) if "published:" in p.read_text()]
+PAPERS = [p for p in sorted((CONF / "experiment/paper").glob("*.yaml")) if "published:\n" in p.read_text()]
+ARMS = [p for p in sorted((CONF / "arm").glob("*/*.yaml")) if "published:\n" in p.read_text()]
 FIGURE = {"metric": "psnr_db", "value": 18.0, "spread": 3.33, "of": "100 images", "source": "a paper, Table 1"}
 
 
