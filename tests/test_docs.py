@@ -67,6 +67,12 @@ SHRUNK = {
         "+arm/sun2019_clipping=attacked_clip_1,attacked_unprotected",
         "seed=0",
     ),
+    "experiment=paper/naseri2022_dp_backdoors": (
+        *TINY,
+        "+arm/naseri2022_dp_backdoors=none,data_1",
+        "defense=none,dp_central_clip_only",
+        "seed=0",
+    ),
     "experiment=paper/xie2020_dba": (
         *TINY,
         "+arm/xie2020_dba=none,centralised",
