@@ -71,6 +71,7 @@ SHRUNK = {
         *TINY,
         "+arm/naseri2022_dp_backdoors=none,data_1",
         "defense=none,dp_central_clip_only",
+        "epsilon=8",
         "seed=0",
     ),
     "experiment=paper/xie2020_dba": (
