@@ -197,9 +197,8 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
         notes.append("n=1: one seed, so no interval.")
     if any(a.poisoned for a in arms):
         notes.append("floor: false-trigger rate of the same run without the poisoner, to be read against ASR.")
-    covered = sorted(
-        {r.manifest["poisoner"]["trigger_share"] or 0.0 for a in arms for r in a.runs if r.manifest.get("poisoner")}
-    )
+    said = [r.manifest.get("poisoner") or {} for a in arms for r in a.runs]
+    covered = sorted({p.get("trigger_share") or 0.0 for p in said})
     if any(covered):
         notes.append(f"the trigger covers {', '.join(f'{100 * c:.2g}' for c in covered if c)}% of an input.")
     if any(change(a, "accuracy", results).state == "ok" for a in arms):
