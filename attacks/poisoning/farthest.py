@@ -149,5 +149,4 @@ def search(harm: Callable[[float], float], longest: float, steps: int, others: t
             low, left, at_left = left, right, at_right
             right = low + golden * (high - low)
             at_right = harm(right)
-    found = [(harm(g), g) for g in (grid[best], left, right)]
-    return max(found)[1]
+    return max((harms[best], grid[best]), (at_left, left), (at_right, right))[1]
