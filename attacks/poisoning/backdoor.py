@@ -11,6 +11,7 @@ from privbench.attacks.poisoning.steering import Steering
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.shares import at_least
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.benchmarks.tasks.triggers import Trigger
 
@@ -107,10 +108,7 @@ class Backdoor(Poisoner):
             return self._collect(held, own.take(torch.nonzero(~able).squeeze(1)), painted, generator)
         candidates = order[able[order]]
         chosen = candidates[: self._count(len(candidates))]
-        x, y = own.x.clone(), own.y.clone()
-        forged = self._forge(held, own.take(chosen), painted, generator)
-        x[chosen], y[chosen] = forged.x, forged.y
-        return Split(x, y, own.group)
+        return own.put(chosen, self._forge(held, own.take(chosen), painted, generator))
 
     @staticmethod
     def _forge(held: Holding, records: Split, painted: Trigger, generator: torch.Generator) -> Split:
@@ -129,8 +127,7 @@ class Backdoor(Poisoner):
         return Split(x, y, None if rest.group is None or pool.group is None else torch.cat([rest.group, pool.group]))
 
     def _count(self, candidates: int) -> int:
-        # 0.07 * 100 is 7.000000000000001
-        return math.ceil(self.fraction * candidates - 1e-9) if self.records is None else self.records
+        return at_least(self.fraction, candidates) if self.records is None else self.records
 
     def craft(self, update: Update, seen: Seen, generator: torch.Generator) -> Update:
         share = seen.share if self.collude else seen.own

@@ -1,13 +1,13 @@
 """Wrong labels on right inputs."""
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from privbench.attacks.poisoning.poisoner import Holding, Poisoner
 from privbench.benchmarks.build import require
+from privbench.benchmarks.shares import at_least
 from privbench.benchmarks.tasks.task import Split
 
 
@@ -33,11 +33,7 @@ class LabelFlip(Poisoner):
 
     def poison(self, held: Holding, generator: torch.Generator) -> Split:
         records, classes = held.records, len(held.spec.classes)
-        count = math.ceil(self.fraction * len(records) - 1e-9)
-        chosen = torch.randperm(len(records), generator=generator)[:count]
+        chosen = torch.randperm(len(records), generator=generator)[: at_least(self.fraction, len(records))]
         true = records.y[chosen]
         wrong = classes - 1 - true if self.to == "opposite" else (true + 1) % classes
-        forged = held.relabel(records.take(chosen), wrong, generator)
-        x, y = records.x.clone(), records.y.clone()
-        x[chosen], y[chosen] = forged.x, forged.y
-        return replace(records, x=x, y=y)
+        return records.put(chosen, held.relabel(records.take(chosen), wrong, generator))

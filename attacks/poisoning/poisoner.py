@@ -1,6 +1,5 @@
 """A poisoner owns its clients: their data, their updates and the training code that they run."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -14,6 +13,7 @@ from privbench.attacks.poisoning.tampering import tampered
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.shares import at_least
 from privbench.benchmarks.tasks.task import Relabel, Spec, Split, relabelled
 from privbench.benchmarks.tasks.triggers import Trigger
 
@@ -88,8 +88,7 @@ class Poisoner:
 
     def owned(self, roster: int) -> int:
         """How many of ``roster`` clients it owns."""
-        # 0.07 * 100 is 7.000000000000001
-        return self.clients if self.share is None else math.ceil(self.share * roster - 1e-9)
+        return self.clients if self.share is None else at_least(self.share, roster)
 
     @property
     def asks(self) -> frozenset[Knowledge]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from privbench.benchmarks.build import require
+from privbench.benchmarks.shares import at_most
 
 
 class Training(Protocol):
@@ -138,8 +139,7 @@ class Neurotoxin:
         return True
 
     def gradient(self, training: Training, anchor: Tensor, clean: Tensor) -> None:
-        # 0.29 * 100 is 28.999999999999996
-        spared = int(self.spared * len(clean) + 1e-9)
+        spared = at_most(self.spared, len(clean))
         if spared:
             training.gradient[clean.abs().topk(spared).indices] = 0
 

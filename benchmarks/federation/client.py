@@ -66,11 +66,6 @@ class ClientSide:
     _trainers: dict[Local, Trainer] = field(default_factory=dict)
     _pooled: dict[tuple[int, int], Update] = field(default_factory=dict)
 
-    @property
-    def owned(self) -> float:
-        """Weight of the poisoner's clients together in the server's step from an expected cohort, in [0, 1]."""
-        return min(1.0, sum(self.weights[c] for c in self.attackers))
-
     def trainer(self, local: Local) -> Trainer:
         """This process's trainer for a mechanism, made at first use."""
         if local not in self._trainers:
@@ -114,9 +109,13 @@ class Turn:
     def poisoner(self) -> Poisoner | None:
         """Who owns this client, in a round that it attacks."""
         side, job = self.side, self.job
-        if side.poisoner is None or job.client not in side.attackers:
-            return None
-        return side.poisoner if side.poisoner.schedule.attacks(job.round, side.seed) else None
+        return side.poisoner if side.poisoner is not None and job.client in self._attackers else None
+
+    @property
+    def _attackers(self) -> tuple[int, ...]:
+        """The poisoner's clients that attack in this round."""
+        side, owner = self.side, self.side.poisoner
+        return () if owner is None else owner.schedule.attackers(self.job.round, side.seed, side.attackers)
 
     @property
     def local(self) -> Local:
@@ -165,12 +164,15 @@ class Turn:
     def _seen(self, poisoner: Poisoner, received: Tensor, update: Update) -> Seen:
         side, job = self.side, self.job
         update = replace(update, client=job.client)
+        attackers = self._attackers
+        owned = min(1.0, sum(side.weights[c] for c in attackers))
+        together = [c for c in job.colluders if c in attackers]
         pools = poisoner.pools and poisoner.collude
-        colluders = tuple(self._pooled(c, received, update) for c in job.colluders) if pools else (update,)
+        colluders = tuple(self._pooled(c, received, update) for c in together) if pools else (update,)
         cohort = 1 if job.context is None else len(job.context.invited)
         knows = side.rule is not None and job.context is not None and "rule" in poisoner.asks
         aggregate = self._aggregate if knows else None
-        return Seen(side.owned, side.weights[job.client], job.others, colluders, cohort, aggregate)
+        return Seen(owned, side.weights[job.client], job.others, colluders, cohort, aggregate)
 
     def _pooled(self, client: int, received: Tensor, update: Update) -> Update:
         """What another of the poisoner's clients trained in this round; each process trains it once."""

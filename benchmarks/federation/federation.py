@@ -299,8 +299,10 @@ class Federation:
 
     @property
     def _owned(self) -> float:
-        weights = self._weights()
-        return min(1.0, sum(weights[c] for c in self.attackers))
+        """Weight in the server's step of the poisoner's clients that attack together; of the heaviest one in turn."""
+        weights = [self._weights()[c] for c in self.attackers]
+        in_turn = self.poisoner is not None and self.poisoner.schedule.in_turn
+        return min(1.0, max(weights) if in_turn else sum(weights))
 
     def _weights(self) -> list[float]:
         server = self.settings.server

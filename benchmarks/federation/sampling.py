@@ -41,7 +41,7 @@ def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) ->
     if poisoner is None or poisoner.schedule.invited == "as_others":
         return cohort(federation.clients, settings.participation, federation.sampling, generator, spent)
     honest = federation.clients - len(attackers)
-    present = tuple(sorted(attackers)) if poisoner.schedule.attacks(number, federation.seed) else ()
+    present = poisoner.schedule.attackers(number, federation.seed, attackers)
     if federation.sampling == "poisson":  # every honest client as it would be without the poisoner
         return cohort(honest, settings.participation, "poisson", generator, spent) + present
     size = min(honest, max(1, round(settings.participation * federation.clients)) - len(present))
@@ -79,6 +79,7 @@ def _places(federation: "Federation", size: int) -> None:
     if poisoner.schedule.invited == "as_others":
         return
     field, value, own = "poisoning.schedule.invited", poisoner.schedule.invited, len(federation.attackers)
+    together = 1 if poisoner.schedule.in_turn else own
     limited = settings.max_participations is not None or settings.min_separation > 1
     require(not limited, field, value, "as_others where federation limits who takes part how often")
     # In a fixed cohort, places that the poisoner's clients leave are the others', who are then drawn more often.
@@ -87,5 +88,5 @@ def _places(federation: "Federation", size: int) -> None:
         counted, field, value, "as_others, or sampling=poisson, under a guarantee that counts how clients are drawn"
     )
     cohort = f"a cohort has {size} of {federation.clients} clients"
-    require(federation.sampling == "poisson" or own <= size, "poisoning.clients", own, f"at most {size}: {cohort}")
+    require(federation.sampling == "poisson" or together <= size, "poisoning.clients", own, f"at most {size}: {cohort}")
     require(own < federation.clients, "poisoning.clients", own, "fewer than all, who stay away between attacks")

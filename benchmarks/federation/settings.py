@@ -8,6 +8,7 @@ from privbench.benchmarks.build import RUNTIME, require
 from privbench.benchmarks.federation.augmentation import Augmentation
 from privbench.benchmarks.federation.server import ServerOptimizer, ServerSGD
 from privbench.benchmarks.federation.update import Kind
+from privbench.benchmarks.shares import at_least
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ class FederationSettings:
         require(self.clients is None or self.clients >= 1, "clients", self.clients, "at least 1")
         require(self.rounds >= 1, "rounds", self.rounds, "at least 1")
         require(0 < self.participation <= 1, "participation", self.participation, "a fraction in (0, 1]")
-        most, mean = self.max_participations, self.participation * self.rounds
-        hint = f"at least {math.ceil(mean - 1e-9)}, how often a client takes part on average, or null"
-        require(most is None or most >= mean - 1e-9, "max_participations", most, hint)
+        most, mean = self.max_participations, at_least(self.participation, self.rounds)
+        hint = f"at least {mean}, how often a client takes part on average, or null"
+        require(most is None or most >= mean, "max_participations", most, hint)
         hint = "at least 1, which lets a client take part in every round"
         require(self.min_separation >= 1, "min_separation", self.min_separation, hint)
         require(0 <= self.dropout < 1, "dropout", self.dropout, "a probability in [0, 1)")

@@ -1,5 +1,6 @@
 """Published figures beside measured ones, for experiments that repeat a paper's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -13,6 +14,8 @@ from privbench.benchmarks.results.tabular import Table
 
 PEAK = "asr_peak"
 """The largest attack success rate of any round: of a table of results, not of one round."""
+
+SPREAD = "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks."
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ def published(results: Results) -> Table | None:
     rows = [(a, f, x) for a in results.arms() for f in _stated(a) for x in _seen(a, f.metric)]
     if not rows:
         return None
-    headers = ("defense", "setting", "n", "metric", "seen by", "measured", "attacks", "reported", "difference")
+    poisoned = any(arm.poisoned for arm, _, _ in rows)
+    who = ("defense", "poisoning") if poisoned else ("defense",)
+    headers = (*who, "setting", "n", "metric", "seen by", "measured", "attacks", "reported", "difference")
     cells, records = [], []
     for arm, figure, adversary in rows:
         values, done, made = _measured(arm, figure.metric, adversary)
@@ -59,6 +64,7 @@ def published(results: Results) -> Table | None:
         cells.append(
             (
                 arm.defense,
+                *((arm.poisoning if arm.poisoned else "—",) if poisoned else ()),
                 "\n".join(arm.more),
                 f"n={arm.n}",
                 figure.metric,
@@ -85,13 +91,23 @@ def published(results: Results) -> Table | None:
                 "source": figure.source,
             }
         )
-    notes = dict.fromkeys(f"{f.metric} {_shown(f.value, f.spread)}: {f.of} ({f.source})." for _, f, _ in rows)
     return Table(
         headers,
         tuple(cells),
-        (*notes, "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks."),
+        (
+            *_notes([f for _, f, _ in rows]),
+            "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks.",
+        ),
         tuple(records),
     )
+
+
+def _notes(figures: Sequence[Published]) -> list[str]:
+    """What the figures are of, each source once, with all that comes from it."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    for f in figures:
+        found.setdefault((f.metric, f.of, f.source), {})[_shown(f.value, f.spread)] = None
+    return [f"{metric} {', '.join(values)}: {of} ({source})." for (metric, of, source), values in found.items()]
 
 
 def _stated(arm: Arm) -> list[Published]:

@@ -35,6 +35,12 @@ class Split:
         """The records at ``index`` (``(m,)`` int64), copied."""
         return Split(self.x[index], self.y[index], None if self.group is None else self.group[index])
 
+    def put(self, index: Tensor, records: "Split") -> "Split":
+        """A copy in which inputs and labels at ``index`` are those of ``records``; groups stay."""
+        x, y = self.x.clone(), self.y.clone()
+        x[index], y[index] = records.x, records.y
+        return Split(x, y, self.group)
+
 
 @dataclass(frozen=True)
 class Spec:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
+from privbench.benchmarks.shares import at_least, at_most
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.factorisation import Banded, banded
@@ -190,14 +191,14 @@ class ClientPlan:
         varies = facts.dropout > 0 or facts.limited or (facts.sampling == "poisson" and facts.participation < 1)
         if noise == "central" or (varies and noise == "local"):
             return 0
-        return max(1, math.ceil(self.guarantee.present * round(self.expected) - 1e-9))
+        return max(1, at_least(self.guarantee.present, round(self.expected)))
 
     @property
     def shares(self) -> int:
         """How many clients' noise a round's sum holds for sure; 1 (one's own) where cohorts vary, 0 if central."""
         if self.guarantee.noise == "central":
             return 0
-        return max(1, math.floor(self.guarantee.honest * self.needed + 1e-9))
+        return max(1, at_most(self.guarantee.honest, self.needed))
 
     @property
     def message_multiplier(self) -> float:

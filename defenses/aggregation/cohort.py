@@ -10,6 +10,7 @@ from torch import Tensor
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.shares import at_most
 from privbench.defenses.aggregation import geometry, screen
 from privbench.defenses.aggregation.mixing import Mixing
 from privbench.defenses.aggregation.rule import Diverged, empty
@@ -132,7 +133,7 @@ class CohortRule:
         if facts.sampling == "fixed":
             drawn = max(1, round(drawn))
         # Whoever can decide on one client can in any round: an empty one changes nothing.
-        expected = max(1, int(drawn * (1 - facts.dropout) + 1e-9))
+        expected = max(1, at_most(1 - facts.dropout, drawn))
         of = f"{expected} of {facts.clients} clients are expected in a round"
         if self.mixing is not None:
             _enough(self.mixing, "defense.aggregation.mixing", expected, of)

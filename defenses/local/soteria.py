@@ -1,6 +1,5 @@
 """Soteria (Sun et al. 2021): a heuristic that prunes the gradient of one layer, and states no epsilon."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
+from privbench.benchmarks.shares import at_least
 from privbench.defenses.local.local import Local
 from privbench.defenses.local.per_sample.engine import Loss, Units
 
@@ -94,7 +94,7 @@ class Soteria(Local):
         """
         # What doesn't depend on the input (a ReLU that is off) tells nothing of it.
         ratio = torch.where(norms > 0, r.abs() / norms.clamp(min=1e-30), 0.0).sum(0)
-        return ratio.argsort(descending=True, stable=True)[: math.ceil(self.prune * r.shape[1] - 1e-9)]
+        return ratio.argsort(descending=True, stable=True)[: at_least(self.prune, r.shape[1])]
 
 
 class Representation:

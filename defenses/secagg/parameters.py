@@ -1,9 +1,9 @@
 """What all parties of a run have agreed on before its first round."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from privbench.benchmarks.shares import at_least
 from privbench.defenses.noise import Source
 from privbench.defenses.secagg.encoding import Encoding
 
@@ -45,7 +45,7 @@ class Parameters:
         More than half of them, and everybody gives one of a client's two secrets: a server that tells clients different
         things about who dropped out then never gets enough shares of both (Bonawitz et al. 2017, section 6.2).
         """
-        share = math.ceil(self.threshold * max(self.expected, joined) - 1e-9)
+        share = at_least(self.threshold, max(self.expected, joined))
         return max(2, share, self.needed, joined // 2 + 1)
 
 

@@ -1,5 +1,6 @@
 """When a poisoner attacks: in other rounds its clients are honest, or stay away."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from privbench.attacks.poisoning import ALittleIsEnough, Backdoor, Neurotoxin, Schedule
 from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation.client import Job, Turn
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.defenses import Defense
@@ -41,6 +43,14 @@ def attacked(schedule: Schedule, rounds: int = 12, seed: int = 0) -> list[int]:
 )
 def test_which_rounds_are_attacked(fields, rounds):
     assert attacked(Schedule(**fields)) == rounds
+
+
+def test_clients_attack_in_turn():
+    schedule, own = Schedule(start=12, stop=20, every=2, in_turn=True), {99, 96, 97, 98}
+    turns = {r: schedule.attackers(r, 0, own) for r in range(10, 23)}
+    assert {r: who for r, who in turns.items() if who} == {12: (96,), 14: (97,), 16: (98,), 18: (99,), 20: (96,)}
+    assert replace(schedule, in_turn=False).attackers(14, 0, own) == (96, 97, 98, 99)
+    assert schedule.attackers(12, 0, ()) == ()
 
 
 def test_rounds_drawn_at_random_are_the_seeds():
@@ -103,6 +113,24 @@ def test_after_an_attacked_round_its_clients_train_on_their_own_records_again(fe
     side = done.federation.client_side()
     trained = side.trainer(side.local).train(done.models[0], side.data.take(side.shares[3]), side.work, 3, None, 0, 2)
     assert torch.equal(sent(done, 2)[3].vector, trained.vector)
+
+
+@pytest.mark.parametrize("invited", ["as_others", "when_attacking"])
+def test_in_turn_one_attacks_with_the_weight_of_one_alone(federate, invited):
+    """Single shots one after the other, each of which replaces the model: exact in a cohort of everybody."""
+    schedule = Schedule(start=2, in_turn=True, invited=invited)
+    options = {"clients": 6, "rounds": 4, "watched": frozenset(range(6)), "local": {"steps": 2}}
+    done = federate(**options, poisoner=Backdoor(2, boost="replace", schedule=schedule))
+    side = done.federation.client_side()
+    for number, attacker in ((2, 4), (3, 5), (4, 4)):
+        arrived = sent(done, number)
+        assert set(arrived) & {4, 5} == ({attacker} if invited == "when_attacking" else {4, 5})
+        for client, update in arrived.items():
+            trained = Turn(side, Job(client, number, "x"))._made(done.models[number - 2]).vector
+            if client == attacker:
+                torch.testing.assert_close(update.vector * side.weights[client], trained)
+            else:
+                assert torch.equal(update.vector, trained)
 
 
 @pytest.mark.parametrize("participation", [0.4, 0.7])

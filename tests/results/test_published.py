@@ -29,6 +29,17 @@ def test_measured_stands_beside_reported(fake):
     assert (fake.root / "report" / "published.csv").exists()
 
 
+def test_poisoners_are_told_apart_and_a_source_is_named_once(fake):
+    others = {**FIGURE, "metric": "accuracy", "spread": None}
+    fake.run(config={"published": [{**others, "value": 0.9}]})
+    fake.run(poisoning="backdoor", config={"published": [{**others, "value": 0.8}]})
+    table = published(load(fake.root))
+    assert table is not None
+    assert table.headers[:2] == ("defense", "poisoning")
+    assert [row[1] for row in table.rows] == ["—", "backdoor"]
+    assert table.notes[:-1] == ("accuracy 0.9000, 0.8000: 100 images (a paper, Table 1).",)
+
+
 def test_one_failed_attack_leaves_no_measured_number(fake):
     fake.run(leakage="failed", config={"published": [FIGURE]})
     table = published(load(fake.root))

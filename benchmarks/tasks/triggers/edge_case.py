@@ -1,12 +1,12 @@
 """Inputs that are a trigger by themselves: semantic and edge-case backdoors, and the label flip of one class."""
 
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 from torch import Tensor
 
 from privbench.benchmarks.build import require
+from privbench.benchmarks.shares import at_least
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.benchmarks.tasks.triggers.trigger import Trigger
 
@@ -48,8 +48,7 @@ class EdgeCase(Trigger):
         if len(own):
             x = records.x[own].flatten(1).double()
             far = (x - x.mean(dim=0)).norm(dim=1).argsort(descending=True, stable=True)
-            # 0.07 * 100 is 7.000000000000001
-            found[own[far[: ceil(self.rarest * len(own) - 1e-9)]]] = True
+            found[own[far[: at_least(self.rarest, len(own))]]] = True
         return found
 
     def share(self, spec: Spec) -> float:
