@@ -256,7 +256,7 @@ class Federation:
             schema=f"{spec.name} {spec.shape} {spec.classes}",
             folder=folder,
             training=attested.training(self) if self.attests else None,
-            tampered=self.poisoner.patches(self._owned) if self.attests and self.poisoner else {},
+            tampered=self.poisoner.patches(self.owned) if self.attests and self.poisoner else {},
             workers=workers,
         )
         return self.defense.channel.start(setup, state)
@@ -298,7 +298,7 @@ class Federation:
         )
 
     @property
-    def _owned(self) -> float:
+    def owned(self) -> float:
         """Weight in the server's step of the poisoner's clients that attack together; of the heaviest one in turn."""
         weights = [self._weights()[c] for c in self.attackers]
         in_turn = self.poisoner is not None and self.poisoner.schedule.in_turn

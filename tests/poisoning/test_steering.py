@@ -229,7 +229,7 @@ def test_the_tampered_guest_steers_as_the_plaintext_client(task, mlp, steering, 
     made = Federation(FederationSettings(clients=4, rounds=2), task, mlp, poisoner=poisoner, architecture=MLP((16,)))
     side = made.client_side()
     side.received.copy_(made.start().model)
-    (source,) = poisoner.patches(side.owned).values()
+    (source,) = poisoner.patches(made.owned).values()
     patched = types.ModuleType("patched")
     exec(source, patched.__dict__)
     layout = {"names": list(made.layout.names), "shapes": made.layout.shapes, "parameters": made.layout.parameters}

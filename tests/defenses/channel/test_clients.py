@@ -207,7 +207,7 @@ def test_the_tampered_guest_crafts_what_the_plaintext_client_would(task: Classif
     side = made.client_side()
     side.received.copy_(made.start().model)
     assert made.poisoner is not None
-    (source,) = made.poisoner.patches(side.owned).values()
+    (source,) = made.poisoner.patches(made.owned).values()
     patched = types.ModuleType("patched")
     exec(source, patched.__dict__)
     layout = {"names": list(made.layout.names), "shapes": made.layout.shapes, "parameters": made.layout.parameters}
