@@ -49,6 +49,8 @@ def test_every_experiment_is_checked_job_by_job(name, tmp_path):
         stated = (CONF / "experiment" / f"{name}.yaml").read_text()
         if "/task: cifar10_jpeg" in stated and "records: 10020" not in stated:
             asked += ["task.source.train_records=1000", "task.source.test_records=100"]
+        if "/task: cifar10\n" in stated:  # the same size, and in shared data
+            asked += ["task=cifar10_jpeg", "task.source.train_records=1000", "task.source.test_records=100"]
         if name.stem == "attacks_by_rules":
             asked += ["defense=none,multi_krum,bulyan"]  # each option is built above; all products take half a minute
         jobs = sweep.plan(asked, multirun=False)
