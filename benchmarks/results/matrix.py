@@ -87,7 +87,7 @@ def by_attack(results: Results) -> Figure | None:
     found = cells(results)
     if found is None:
         return None
-    columns = min(3, len(found))
+    columns = 2 if len(found) == 4 else min(3, len(found))
     rows = -(-len(found) // columns)
     longest = max(found.values(), key=len)
     # One look for a defense in every panel.
@@ -106,8 +106,9 @@ def by_attack(results: Results) -> Figure | None:
             axes.set_visible(False)
         for axes in grid[:, 0]:
             axes.set_ylabel("attack success rate (%)")
-        for axes in grid[-1]:
+        for axes in grid.flat[max(0, len(found) - columns) : len(found)]:  # with nothing below
             axes.set_xlabel("round")
+            axes.tick_params(labelbottom=True)
         figure.suptitle(seeds([a for row in found.values() for a in row.values()]), fontsize=7)
         shown = next(a for a, row in zip(grid.flat, found.values(), strict=False) if row is longest)
         handles, labels = shown.get_legend_handles_labels()
