@@ -36,7 +36,7 @@ def cells(results: Results, backdoors: bool = True) -> Cells | None:
         backdoors: of attacks that put a trigger in, which have a success rate; else of the others.
     """
     arms = [a for a in results.arms() if a.poisoned and (a.final("asr").state == "ok") == backdoors]
-    names = _names(arms)
+    names = attack_names(arms)
     found: Cells = {}
     for arm in arms:
         row = found.setdefault(names[arm.key], {})
@@ -47,8 +47,8 @@ def cells(results: Results, backdoors: bool = True) -> Cells | None:
     return found if len(found) > 1 and len(defenses) > 1 else None
 
 
-def _names(arms: list[Arm]) -> dict[str, str]:
-    """What an arm's attack is called: its option, and the settings in which others of that option differ."""
+def attack_names(arms: list[Arm]) -> dict[str, str]:
+    """What each arm's attack is called, by its key: its option and the settings that tell it from others of it."""
     flat = {a.key: flatten(a.runs[0].settings.get("poisoning") or {}) for a in arms}
     names = {}
     for arm in arms:
