@@ -13,7 +13,7 @@ from privbench.benchmarks.results.arms import GUESSES, Arm, estimate
 from privbench.benchmarks.results.attested import attested_clients
 from privbench.benchmarks.results.inference_figures import ROC, membership_roc
 from privbench.benchmarks.results.load import Results
-from privbench.benchmarks.results.matrix import MATRIX, backdoor_matrix, by_attack
+from privbench.benchmarks.results.matrix import HARM, MATRIX, accuracy_matrix, backdoor_matrix, by_attack
 from privbench.benchmarks.results.mechanisms import noise_mechanisms
 from privbench.benchmarks.results.reconstructions import reconstructions
 from privbench.benchmarks.results.style import (
@@ -39,6 +39,7 @@ from privbench.benchmarks.results.traces import traces
 from privbench.benchmarks.results.unattacked import unattacked
 
 __all__ = [
+    "accuracy_matrix",
     "accuracy_over_rounds",
     "asr_over_rounds",
     "attested_clients",
@@ -61,6 +62,7 @@ NAMES = (
     "attested_clients",
     ROC,
     MATRIX,
+    HARM,
     "reconstructions",
 )
 """How the names of the files begin."""
@@ -73,7 +75,7 @@ def every(results: Results) -> Iterator[tuple[str, Figure]]:
         Refused: if an arm can't be averaged.
     """
     simple = (privacy_utility, accuracy_over_rounds, asr_over_rounds, leakage, noise_mechanisms, attested_clients)
-    simple = (*simple, membership_roc, backdoor_matrix)
+    simple = (*simple, membership_roc, backdoor_matrix, accuracy_matrix)
     for name, draw in zip(NAMES, simple, strict=False):
         figure = draw(results)
         if figure is not None:

@@ -15,6 +15,7 @@ from privbench.benchmarks.results.arms import Arm, Estimate
 from privbench.benchmarks.results.curves import Point, beside, draw_line, label_ticks, places_of
 from privbench.benchmarks.results.leakage_curves import elsewhere, epsilon_of, family, names_of, without
 from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.matrix import attack_names
 from privbench.benchmarks.results.style import legend_shape, new, seeds, style, words, wrap
 from privbench.benchmarks.results.tabular import Table, number
 
@@ -34,6 +35,7 @@ class Measure:
         poisoned: whether it is of runs with a poisoner.
         scale: by which it is drawn.
         reference: what stands for no success: of an arm and an adversary.
+        attack: of which poisoner alone, by :func:`attack_names`, where there are several.
     """
 
     name: str
@@ -41,6 +43,12 @@ class Measure:
     poisoned: bool = False
     scale: float = 1.0
     reference: Callable[[Arm, str], float | None] = field(default=lambda arm, adversary: 0.0)
+    attack: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The metric, with its poisoner where there are several."""
+        return self.name if self.attack is None else f"{self.name} {self.attack}"
 
     def of(self, arm: Arm, adversary: str) -> Estimate:
         """Its value against the adversary, or of the model."""
@@ -99,10 +107,24 @@ def panels(results: Results) -> Iterator[list[Panel]]:
         setups.setdefault(without(arm.runs[0].settings, APART), []).append(arm)
     for arms in setups.values():
         pairs = sorted({p for a in arms for p, said in a.guarantees().items() if isfinite(said.epsilon)})
-        found = [_panel(arms, measure, *pair) for measure in MEASURES for pair in pairs]
+        found = [_panel(chosen, m, *pair) for measure in MEASURES for m, chosen in _of(arms, measure) for pair in pairs]
         kept = [p for p in found if p.lines]
         if any(p.curve for p in kept) and len({p.measure.name for p in kept if p.curve}) > 1:
             yield kept
+
+
+def _of(arms: Sequence[Arm], measure: Measure) -> Iterator[tuple[Measure, list[Arm]]]:
+    """Arms of which it is a measure; of several poisoners each by itself, since their rates are of no one curve."""
+    mine = [a for a in arms if a.poisoned == measure.poisoned]
+    if not measure.poisoned:
+        yield measure, mine
+        return
+    names = attack_names([a for a in mine if a.final(measure.name).state != "absent"])
+    attacks = dict.fromkeys(names.values())
+    for attack in attacks:
+        chosen = [a for a in mine if names.get(a.key) == attack]
+        label = f"{measure.label}\n{wrap(attack, 22)}"
+        yield (replace(measure, label=label, attack=attack) if len(attacks) > 1 else measure), chosen
 
 
 def _panel(arms: Sequence[Arm], measure: Measure, unit: str, adversary: str) -> Panel:
@@ -110,7 +132,7 @@ def _panel(arms: Sequence[Arm], measure: Measure, unit: str, adversary: str) -> 
     references: set[float] = set()
     for arm in arms:
         audited = any(r.manifest.get("canaries") for r in arm.runs)
-        if arm.poisoned != measure.poisoned or elsewhere(arm, unit, adversary) or audited:
+        if elsewhere(arm, unit, adversary) or audited:
             continue
         value = measure.of(arm, adversary)
         if value.state != "absent":
@@ -186,7 +208,7 @@ def frontier_table(results: Results) -> Table | None:
         for name, points in panel.lines.items():
             for x, arm, value in points:
                 key = (without(arm.runs[0].settings, APART), panel.unit, panel.adversary, name, x)
-                rows.setdefault(key, {})[panel.measure.name] = value
+                rows.setdefault(key, {})[panel.measure.key] = value
                 facts[key] = arm
     headers = ("task", "unit", "against", "defense", "ε", "n", *(m.label.replace("\n", " ") for m in measures))
     cells, records = [], []
@@ -196,7 +218,7 @@ def frontier_table(results: Results) -> Table | None:
         stated = arm.guarantees().get((unit, adversary))
         task = str(arm.runs[0].choices.get("task") or "—")
         shown = tuple(
-            number(found[m.name], 1 if m.scale > 1 or m.name == "psnr_db" else 3) if m.name in found else "—"
+            number(found[m.key], 1 if m.scale > 1 or m.name == "psnr_db" else 3) if m.key in found else "—"
             for m in measures
         )
         cells.append((task, unit, words(adversary), name, "∞" if x == inf else f"{x:.3g}", f"n={arm.n}", *shown))
@@ -211,8 +233,8 @@ def frontier_table(results: Results) -> Table | None:
                 "delta": stated.delta if stated else None,
                 "simulated_population": False,
                 "seeds": " ".join(map(str, arm.seeds)),
-                **{m.name: found[m.name].mean if m.name in found else None for m in measures},
-                **{f"{m.name}_half_width": found[m.name].half_width if m.name in found else None for m in measures},
+                **{m.key: found[m.key].mean if m.key in found else None for m in measures},
+                **{f"{m.key}_half_width": found[m.key].half_width if m.key in found else None for m in measures},
             }
         )
     notes = (

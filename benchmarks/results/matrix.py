@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from privbench.benchmarks.results.arms import Arm, flatten
+from privbench.benchmarks.results.arms import Arm, Estimate, flatten
+from privbench.benchmarks.results.durability import change
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import (
     COLUMN,
@@ -22,14 +23,20 @@ from privbench.benchmarks.results.style import (
 )
 from privbench.benchmarks.results.tabular import number
 
-MATRIX = "backdoor_matrix"
+MATRIX, HARM = "backdoor_matrix", "accuracy_matrix"
 Cells = dict[str, dict[str, Arm]]
+MANY = 9
+"""Columns with which a cell is too narrow for a number and its interval in one line."""
 
 
-def cells(results: Results) -> Cells | None:
-    """Arms by attack and defense; ``None`` unless there are several of both, and one arm in a cell."""
-    arms = [a for a in results.arms() if a.poisoned and a.final("asr").state == "ok"]
-    names = _names(arms)
+def cells(results: Results, backdoors: bool = True) -> Cells | None:
+    """Arms by attack and defense; ``None`` unless there are several of both, and one arm in a cell.
+
+    Args:
+        backdoors: of attacks that put a trigger in, which have a success rate; else of the others.
+    """
+    arms = [a for a in results.arms() if a.poisoned and (a.final("asr").state == "ok") == backdoors]
+    names = attack_names(arms)
     found: Cells = {}
     for arm in arms:
         row = found.setdefault(names[arm.key], {})
@@ -40,8 +47,8 @@ def cells(results: Results) -> Cells | None:
     return found if len(found) > 1 and len(defenses) > 1 else None
 
 
-def _names(arms: list[Arm]) -> dict[str, str]:
-    """What an arm's attack is called: its option, and the settings in which others of that option differ."""
+def attack_names(arms: list[Arm]) -> dict[str, str]:
+    """What each arm's attack is called, by its key: its option and the settings that tell it from others of it."""
     flat = {a.key: flatten(a.runs[0].settings.get("poisoning") or {}) for a in arms}
     names = {}
     for arm in arms:
@@ -59,26 +66,52 @@ def backdoor_matrix(results: Results) -> Figure | None:
     found = cells(results)
     if found is None:
         return None
+    values = {(name, d): arm.final("asr") for name, row in found.items() for d, arm in row.items()}
+    return _heatmap(found, values, "final attack success rate (%)", ("viridis", 0, 100), "")
+
+
+def accuracy_matrix(results: Results) -> Figure | None:
+    """What attacks without a trigger do to the final accuracy, in percentage points; ``None`` without such a matrix."""
+    found = cells(results, backdoors=False)
+    if found is None:
+        return None
+    values = {(name, d): change(arm, "accuracy", results) for name, row in found.items() for d, arm in row.items()}
+    if all(value.state == "absent" for value in values.values()):
+        return None
+    title = "change of final accuracy by the poisoner (percentage points)"
+    return _heatmap(found, values, title, ("magma", -100, 0), "+")
+
+
+def _heatmap(
+    found: Cells, values: Mapping[tuple[str, str], Estimate], title: str, scale: tuple[str, float, float], sign: str
+) -> Figure:
+    """``values`` (fractions) by attack and defense, in percent, on a (colour map, least, most)."""
     defenses = _defenses(found)
-    values = np.array([[_mean(row.get(d)) for d in defenses] for row in found.values()])
+    means = np.array([[_mean(values.get((name, d))) for d in defenses] for name in found])
+    colours, least, most = scale
+    many = len(defenses) > MANY
     with style():
         width = COLUMN if len(defenses) <= 4 else PAGE
-        figure = new(width, 1.2 + 0.42 * len(found))
+        figure = new(width, 1.2 + 0.42 * len(found) + (0.4 if many else 0))
         axes = figure.add_subplot()
-        axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-        for i, row in enumerate(found.values()):
+        axes.imshow(means, cmap=colours, vmin=least, vmax=most, aspect="auto")
+        for i, name in enumerate(found):
             for j, defense in enumerate(defenses):
-                arm = row.get(defense)
-                shown = "—" if arm is None else _percent(arm)
-                light = not np.isnan(values[i, j]) and values[i, j] < 60
-                axes.text(j, i, shown, ha="center", va="center", fontsize=6.5, color="white" if light else "black")
+                value = values.get((name, defense))
+                shown = "—" if value is None else _percent(value, sign, "\n" if many else " ")
+                dark = not np.isnan(means[i, j]) and means[i, j] < least + 0.6 * (most - least)
+                axes.text(j, i, shown, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
         axes.grid(visible=False)
-        axes.set_xticks(range(len(defenses)), [wrap(words(d), 12) for d in defenses])
+        axes.set_xticks(range(len(defenses)), [words(d) if many else wrap(words(d), 12) for d in defenses])
+        if many:
+            axes.tick_params(axis="x", labelrotation=40)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(found)), [wrap(n, 24) for n in found])
         arms = [a for row in found.values() for a in row.values()]
         interval = "" if all(a.n == 1 for a in arms) else ", ± half a 95% t-interval"
         count = " to ".join(map(str, sorted({min(a.n for a in arms), max(a.n for a in arms)})))
-        axes.set_title(f"final attack success rate (%), n = {count} seeds{interval}", fontsize=7)
+        axes.set_title(f"{title}, n = {count} seeds{interval}", fontsize=7)
     return figure
 
 
@@ -122,16 +155,12 @@ def _defenses(found: Cells) -> list[str]:
     return list(dict.fromkeys(d for row in found.values() for d in row))
 
 
-def _mean(arm: Arm | None) -> float:
-    mean = None if arm is None else arm.final("asr").mean
-    return float("nan") if mean is None else 100 * mean
+def _mean(value: Estimate | None) -> float:
+    return float("nan") if value is None or value.mean is None else 100 * value.mean
 
 
-def _percent(arm: Arm) -> str:
-    found = arm.final("asr")
-    half = found.half_width
-    return (
-        number(found, 1)
-        if found.mean is None
-        else f"{100 * found.mean:.0f}" + ("" if half is None else f" ± {100 * half:.0f}")
-    )
+def _percent(value: Estimate, sign: str, between: str) -> str:
+    if value.mean is None:
+        return number(value, 1)
+    half = value.half_width
+    return f"{round(100 * value.mean):{sign}d}" + ("" if half is None else f"{between}± {100 * half:.0f}")

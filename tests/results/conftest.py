@@ -39,7 +39,7 @@ class Fake:
         leakage: float | str = 15.0,
         images: int = 0,
         signals: bool = False,
-        asr: float = 0.9,
+        asr: float | None = 0.9,
         **manifest: Any,
     ) -> Path:
         """One run directory. ``leakage``: a PSNR (an MSE of ``signals``) or a status; ``manifest`` overrides fields."""
@@ -116,7 +116,7 @@ def line(metric: str, value: float | None, **more: Any) -> dict[str, Any]:
     return {"metric": metric, "round": None, "client": None, "adversary": None, "value": value, **more}
 
 
-def _training(accuracy: float, rounds: int, seed: int, poisoning: str, asr: float) -> list[dict[str, Any]]:
+def _training(accuracy: float, rounds: int, seed: int, poisoning: str, asr: float | None) -> list[dict[str, Any]]:
     lines = []
     for r in range(1, rounds + 1):
         reached = accuracy * (1 - 0.8 * 2.0**-r) + 0.004 * seed
@@ -127,7 +127,7 @@ def _training(accuracy: float, rounds: int, seed: int, poisoning: str, asr: floa
         lines.append(line("round_seconds", 0.5 + 0.01 * r, round=r))
         if poisoning == "none":
             lines.append(line("false_trigger_rate", 0.02 + 0.001 * seed, round=r))
-        else:
+        elif asr is not None:
             lines.append(line("asr", asr * (1 - 2.0**-r) + 0.01 * seed, round=r))
     return lines
 

@@ -5,6 +5,8 @@ import shutil
 from math import inf
 from typing import Any
 
+import pytest
+
 from privbench.benchmarks.results.frontier import REFERENCE, draw, frontier_table, panels
 from privbench.benchmarks.results.load import load
 from privbench.benchmarks.results.report import report
@@ -72,6 +74,24 @@ def test_backdoors_are_of_poisoned_runs_and_nothing_else_is(fake):
     assert all(a.poisoned for p in asr for found in p.lines.values() for _, a, _ in found)
     others = [a for p in found if p.measure.name != "asr" for f in p.lines.values() for _, a, _ in f]
     assert not any(a.poisoned for a in others)
+
+
+def test_each_poisoner_has_a_row_of_its_own(fake):
+    for epsilon in (1.0, 8.0):
+        private(fake, epsilon, 10.0)
+        for poisoner, rate in (("backdoor", 0.2), ("model_replacement", 0.9)):
+            settings = {"defense.privacy.epsilon": epsilon}
+            fake.run("dp_local", poisoner, settings=settings, privacy=said("record", epsilon), asr=rate)
+    results = load(fake.root)
+    (found,) = panels(results)
+    asr = {p.measure.attack: p for p in found if p.measure.name == "asr" and p.adversary == "server_operator"}
+    assert {name: points(p)["dp_local"] for name, p in asr.items()} == {
+        "backdoor": [(1, pytest.approx(19.375)), (8, pytest.approx(19.375))],
+        "model replacement": [(1, pytest.approx(87.1875)), (8, pytest.approx(87.1875))],
+    }
+    table = frontier_table(results)
+    assert table is not None
+    assert {"asr backdoor", "asr model replacement"} <= set(table.records[0])
 
 
 def test_units_are_not_mixed(fake):

@@ -37,6 +37,20 @@ def test_the_settings_in_which_attacks_of_one_kind_differ_are_in_their_names(fak
     assert [*found] == ["backdoor, clients=2", "backdoor, clients=4"]
 
 
+def test_attacks_without_a_trigger_are_a_matrix_of_what_they_cost(fake):
+    for defense in ("none", "krum"):
+        fake.run(defense=defense, accuracy=0.9)
+        for attack, left in (("alie", 0.8), ("ipm", 0.3)):
+            fake.run(defense=defense, poisoning=attack, accuracy=left, asr=None)
+    results = load(fake.root)
+    assert cells(results) is None
+    found = cells(results, backdoors=False)
+    assert found is not None
+    assert [*found] == ["alie", "ipm"]
+    drawn = dict(figures.every(results))["accuracy_matrix"]
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["-10", "-10", "-58", "-58"]
+
+
 def test_one_attack_or_one_defense_is_no_matrix(fake):
     for defense in ("none", "krum"):
         fake.run(defense=defense, poisoning="backdoor")
