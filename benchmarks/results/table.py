@@ -6,6 +6,7 @@ from math import isinf
 from statistics import median
 from textwrap import fill
 
+from privbench.benchmarks.results import filtered
 from privbench.benchmarks.results.arms import Arm, Estimate, estimate
 from privbench.benchmarks.results.durability import Durability, change, durability, stops
 from privbench.benchmarks.results.load import Results
@@ -87,6 +88,7 @@ def _columns(arms: list[Arm], fates: dict[str, Fate]) -> list[Column]:
         columns.append(("peak\n(%)", lambda a: percent(fates[a.key].lived.peak) if a.poisoned else "—"))
         columns.append(("area\n(%)", lambda a: percent(fates[a.key].lived.area) if a.poisoned else "—"))
         columns.append(("lifespan\n(rounds)", lambda a: _lived(fates[a.key].lived)))
+    columns += filtered.columns(arms)
     if any(refusals(a) for a in arms):
         columns.append(("refused\n(rounds)", refused))
     for adversary in sorted({x for a in arms for x in a.adversaries}):
@@ -180,6 +182,9 @@ def _record(arm: Arm, arms: list[Arm], fate: Fate) -> dict[str, object]:
     record |= {**_numbers("asr_peak", lived.peak), **_numbers("asr_area", lived.area)}
     record |= {**_numbers("lifespan_rounds", lived.lifespan), "lifespan_censored": lived.survives}
     record |= _numbers("accuracy_change", fate.change)
+    for metric in filtered.RATES.values():
+        record |= _numbers(metric, filtered.rate(arm, metric))
+    record["told_f"], record["attackers"] = filtered.told(arm)
     record |= {**_numbers("false_trigger_floor", fate.floor), "refused": "; ".join(refused(arm).splitlines())}
     for adversary in sorted({x for a in arms for x in a.adversaries}):
         for metric in _measures(arms, adversary):
@@ -224,6 +229,7 @@ def _notes(arms: list[Arm], fates: dict[str, Fate], results: Results) -> list[st
             "peak, area (mean over rounds) of ASR; lifespan: rounds after the attack with ASR of at least 50%, "
             "≥ where it still was at the end."
         )
+    notes += filtered.notes(arms)
     for arm in arms:
         if arm.poisoned and fates[arm.key].floor is None:
             lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]
