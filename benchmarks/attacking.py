@@ -88,7 +88,8 @@ def _anew(side: ClientSide, seen: RoundView, client: int) -> Update:
     model = seen.received.get(client, seen.sent)
     if model is None:
         raise ValueError(f"no model of round {seen.round} in the view that client {client} joins")
-    return compute(side, Job(client, seen.round, side.channel.trains, model))
+    together = {c: seen.received.get(c, seen.sent) for c in seen.participants or () if c in side.attackers}
+    return compute(side, Job(client, seen.round, side.channel.trains, model, colluders=together))
 
 
 def colluders(number: int, victim: int, clients: int) -> tuple[int, ...]:

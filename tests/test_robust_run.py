@@ -76,8 +76,16 @@ def test_too_small_a_cohort_is_refused_before_training(overrides: list[str], lea
         compose([*SMALL, *overrides])
 
 
+@pytest.mark.parametrize("more", [["poisoning.clients=1"], ["poisoning.share=1"]], ids=["one", "all"])
+def test_a_poisoner_may_not_own_the_data_that_a_rule_takes_for_clean(more: list[str]):
+    root = 5 if more == ["poisoning.clients=1"] else 0
+    asked = ["defense=fltrust", "poisoning=backdoor", f"defense.aggregation.root={root}", *more]
+    with pytest.raises(ConfigError, match=rf"^defense.aggregation.root={root}: a client that the poisoner doesn't own"):
+        compose([*SMALL, *asked])
+
+
 @pytest.mark.parametrize("defense", ["none", "multi_krum", "norm_clipping"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_a_client_that_sends_no_numbers_is_screened(defense: str, value: float, tmp_path: Path):
     outcome, path = do(tmp_path, f"defense={defense}", poisoner=Sends(value=value))
     assert (outcome.status, outcome.note) == ("complete", None)

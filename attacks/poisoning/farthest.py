@@ -112,7 +112,7 @@ class Adaptive(Farthest):
     def made(self, known: Tensor, seen: Seen, updates: tuple[Update, ...]) -> Tensor:
         mean, step = known.mean(dim=0), perturbation(known, self.direction)
         assert seen.aggregate is not None  # the federation gives what an attack asks for
-        aggregate, p, own = seen.aggregate, known.shape[1], seen.colluders
+        aggregate, p, own = seen.aggregate, known.shape[1], _senders(seen, updates[0])
         hidden = () if seen.honest else updates  # what its own trained stands for the honest
 
         def harm(gamma: float) -> float:
@@ -122,6 +122,16 @@ class Adaptive(Farthest):
 
         others = MinMax().bound(known, step), MinSum().bound(known, step)
         return mean + search(harm, self.longest, self.STEPS, others) * step
+
+
+def _senders(seen: Seen, like: Update) -> list[Update]:
+    """What its clients' messages hold beside parameters: names, counts of records, buffers. Of a model without buffers
+    nothing has to be trained for it.
+    """
+    records, buffers = seen.colluders.records, like.layout.size - like.layout.trainable
+    if buffers or not records:
+        return list(seen.colluders)
+    return [Update(like.vector, like.layout, like.kind, n, client=c) for c, n in records.items()]
 
 
 def search(harm: Callable[[float], float], longest: float, steps: int, others: tuple[float, ...] = ()) -> float:

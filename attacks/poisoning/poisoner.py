@@ -1,7 +1,8 @@
 """A poisoner owns its clients: their data, their updates and the training code that they run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -42,11 +43,41 @@ class Holding:
 
 
 @dataclass(frozen=True)
+class Colluders:
+    """What the poisoner's clients in a cohort trained; one that nobody asks for isn't trained a second time.
+
+    Args:
+        trained: by client, how its update is had.
+        records: by client, how many it claims; empty where that takes training, or nobody asks for the rule.
+    """
+
+    trained: Mapping[int, Callable[[], Update]] = field(default_factory=dict)
+    records: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, updates: Sequence[Update]) -> "Colluders":
+        """Of updates that are there already; a client without a name is known by its place."""
+        named = ((place if u.client is None else u.client, u) for place, u in enumerate(updates))
+        return cls({client: partial(_same, update) for client, update in named})
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def __iter__(self) -> Iterator[Update]:
+        return (made() for made in self.trained.values())
+
+
+def _same(update: Update) -> Update:
+    return update
+
+
+@dataclass(frozen=True)
 class Seen:
     """What one of the poisoner's clients knows when it crafts its update.
 
     Args:
-        share: weight of the poisoner's clients together in the server's step from an expected cohort, in (0, 1].
+        share: weight of the poisoner's clients in this cohort together in the server's step from an expected cohort, in
+            (0, 1].
         own: of this client alone.
         honest: honest updates of the round; empty where the channel hides them, or where the attack didn't ask.
         colluders: what the poisoner's clients in this cohort trained, this one's among them.
@@ -57,7 +88,7 @@ class Seen:
     share: float
     own: float
     honest: tuple[Update, ...] = ()
-    colluders: tuple[Update, ...] = ()
+    colluders: Colluders = field(default_factory=Colluders)
     cohort: int = 1
     aggregate: Callable[[Sequence[Update]], Tensor] | None = None
 

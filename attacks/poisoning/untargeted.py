@@ -41,7 +41,7 @@ class Untargeted(Poisoner):
         return True
 
     def craft(self, update: Update, seen: Seen, generator: torch.Generator) -> Update:
-        known = seen.honest or seen.colluders or (update,)
+        known = seen.honest or tuple(seen.colluders) or (update,)
         if len(known) < self.FEWEST:
             return update
         p = update.layout.trainable

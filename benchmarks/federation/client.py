@@ -1,7 +1,7 @@
 """What runs where a client runs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.attacks.inference.canaries import Own, Planted
-from privbench.attacks.poisoning.poisoner import Holding, Poisoner, Seen
+from privbench.attacks.poisoning.poisoner import Colluders, Holding, Poisoner, Seen
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import LocalWork
@@ -83,7 +83,7 @@ class Job:
         inbox: what the channel relayed to it.
         state: what it kept.
         others: updates that its poisoner can read.
-        colluders: the poisoner's clients in this round's cohort, for one of them.
+        colluders: the poisoner's clients in this round's cohort, for one of them, each with a model as ``model`` is.
         context: of the round, for a poisoner that knows the aggregation rule.
     """
 
@@ -94,7 +94,7 @@ class Job:
     inbox: Any = None
     state: dict[str, Any] = field(default_factory=dict)
     others: tuple[Update, ...] = ()
-    colluders: tuple[int, ...] = ()
+    colluders: Mapping[int, Tensor | None] = field(default_factory=dict)
     context: RoundContext | None = None
 
 
@@ -150,7 +150,7 @@ class Turn:
         update = self._made(received)
         if poisoner is not None:
             craft = stream(side.seed, "craft", job.round, job.client)
-            update = poisoner.craft(update, self._seen(poisoner, received, update), craft)
+            update = poisoner.craft(update, self._seen(poisoner, update), craft)
         return self.local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
 
     def _made(self, received: Tensor) -> Update:
@@ -161,29 +161,39 @@ class Turn:
             return self._canary(received, own) if own else self._trained(received, self.records(), None)
         return self._trained(received, self.records(), own)
 
-    def _seen(self, poisoner: Poisoner, received: Tensor, update: Update) -> Seen:
+    def _seen(self, poisoner: Poisoner, update: Update) -> Seen:
         side, job = self.side, self.job
         update = replace(update, client=job.client)
-        attackers = self._attackers
-        owned = min(1.0, sum(side.weights[c] for c in attackers))
-        together = [c for c in job.colluders if c in attackers]
+        # Who isn't drawn adds no weight; a job that is asked for by itself names nobody.
+        together = [c for c in job.colluders if c in self._attackers] or [job.client]
+        owned = min(1.0, sum(side.weights[c] for c in together))
         pools = poisoner.pools and poisoner.collude
-        colluders = tuple(self._pooled(c, received, update) for c in together) if pools else (update,)
+        known = together if pools else [job.client]
         cohort = 1 if job.context is None else len(job.context.invited)
         knows = side.rule is not None and job.context is not None and "rule" in poisoner.asks
         aggregate = self._aggregate if knows else None
+        counted = knows and side.planted is None
+        records = {c: len(replace(self, job=replace(job, client=c)).records()) for c in known} if counted else {}
+        colluders = Colluders({c: self._pooled(c, update) for c in known}, records)
         return Seen(owned, side.weights[job.client], job.others, colluders, cohort, aggregate)
 
-    def _pooled(self, client: int, received: Tensor, update: Update) -> Update:
-        """What another of the poisoner's clients trained in this round; each process trains it once."""
-        side, key = self.side, (self.job.round, client)
-        if client == self.job.client:
-            return update
-        if key not in side._pooled:
-            for old in [k for k in side._pooled if k[0] != self.job.round]:
-                del side._pooled[old]
-            side._pooled[key] = replace(Turn(side, replace(self.job, client=client))._made(received), client=client)
-        return side._pooled[key]
+    def _pooled(self, client: int, update: Update) -> Callable[[], Update]:
+        """What another of the poisoner's clients trained in this round; each process trains it once, if at all."""
+        side, job, key = self.side, self.job, (self.job.round, client)
+
+        def made() -> Update:
+            if client == job.client:
+                return update
+            if key not in side._pooled:
+                for old in [k for k in side._pooled if k[0] != job.round]:
+                    del side._pooled[old]
+                own = job.colluders[client]
+                received = side.received if own is None else own
+                trained = Turn(side, replace(job, client=client, model=own))._made(received)
+                side._pooled[key] = replace(trained, client=client)
+            return side._pooled[key]
+
+        return made
 
     def _aggregate(self, updates: Sequence[Update]) -> Tensor:
         """What the rule in force makes of updates, without what it remembers of earlier rounds."""

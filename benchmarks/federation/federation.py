@@ -122,6 +122,9 @@ class Federation:
         )
         self.attackers = frozenset(range(self.clients - attackers, self.clients))
         limits(self)
+        root = getattr(self.defense.aggregation, "root", None)
+        hint = "a client that the poisoner doesn't own (it owns the last ones): the rule takes its data for clean"
+        require(root not in self.attackers, "defense.aggregation.root", root, hint)
         if self.poisoner:
             try:
                 self.poisoner.check(self.task.spec, self.task.bound_trigger, settings.local)

@@ -172,7 +172,7 @@ class Loop:
     def _phase(self, jobs: list[Job], context: RoundContext) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
         honest = [j for j in jobs if j.client not in federation.attackers]
-        together = tuple(j.client for j in jobs if j.client in federation.attackers)
+        together = {j.client: j.model for j in jobs if j.client in federation.attackers}
         told = replace(context, crafted={})
         crooked = [replace(j, colluders=together, context=told) for j in jobs if j.client in together]
         if not federation.reads_updates:

@@ -1,8 +1,9 @@
 """How a backdoor fares over the rounds: peak, area, and how long it outlives the attack."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
+from privbench.attacks.poisoning.schedule import Schedule
 from privbench.benchmarks.results.arms import Arm, Estimate, estimate
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.runs import Run
@@ -72,11 +73,15 @@ def _area(rates: dict[int, float]) -> float | None:
 
 
 def stops(run: Run) -> int | None:
-    """The last round that may be attacked, if the run goes on after it."""
+    """The last round that its schedule attacks, if the run goes on after the schedule's ``stop``."""
     poisoning = run.settings.get("poisoning") or {}
-    stop = (poisoning.get("schedule") or {}).get("stop")
-    last = max(run.series("asr"), default=0)
-    return stop if isinstance(stop, int) and stop < last else None
+    schedule = poisoning.get("schedule") or {}
+    stop, last = schedule.get("stop"), max(run.series("asr"), default=0)
+    if not isinstance(stop, int) or stop >= last:
+        return None
+    # Of every so many rounds, or at random, the last may be before the stop.
+    plan = Schedule(**{f.name: schedule[f.name] for f in fields(Schedule) if f.name in schedule})
+    return max((n for n in range(plan.start, stop + 1) if plan.attacks(n, run.seed)), default=None)
 
 
 def _lifespan(run: Run, rates: dict[int, float]) -> tuple[int, bool] | None:

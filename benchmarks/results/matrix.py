@@ -92,7 +92,7 @@ def _heatmap(
     many = len(defenses) > MANY
     with style():
         width = COLUMN if len(defenses) <= 4 else PAGE
-        figure = new(width, 1.2 + 0.42 * len(found) + (0.4 if many else 0))
+        figure = new(width, 1.3 + 0.42 * len(found) + (0.4 if many else 0))
         axes = figure.add_subplot()
         axes.imshow(means, cmap=colours, vmin=least, vmax=most, aspect="auto")
         for i, name in enumerate(found):
@@ -109,9 +109,9 @@ def _heatmap(
                 label.set(ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(found)), [wrap(n, 24) for n in found])
         arms = [a for row in found.values() for a in row.values()]
-        interval = "" if all(a.n == 1 for a in arms) else ", ± half a 95% t-interval"
-        count = " to ".join(map(str, sorted({min(a.n for a in arms), max(a.n for a in arms)})))
-        axes.set_title(f"{title}, n = {count} seeds{interval}", fontsize=7)
+        # Of the figure, not of the axes, which long names of attacks leave little of its width to.
+        said = seeds(arms).replace("95%", "± half a 95%")
+        figure.suptitle(wrap(f"{title}, {said}", round(17 * width)), fontsize=7)
     return figure
 
 

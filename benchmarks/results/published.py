@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from privbench.benchmarks.build import require
-from privbench.benchmarks.results.arms import Arm
+from privbench.benchmarks.results.arms import Arm, Estimate, estimate
 from privbench.benchmarks.results.durability import durability
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import words
@@ -49,15 +49,19 @@ def published(results: Results) -> Table | None:
     Measured is the mean and the standard deviation over all attacks of an arm, as papers state theirs over images; one
     failed attack leaves no number.
     """
-    rows = [(a, f, x) for a in results.arms() for f in _stated(a) for x in _seen(a, f.metric)]
+    rows = []
+    for a in results.arms():
+        figures = _stated(a)
+        peak = durability(a).peak if any(f.metric == PEAK for f in figures) else estimate([])
+        rows += [(a, f, x, peak) for f in figures for x in _seen(a, f.metric, peak)]
     if not rows:
         return None
-    poisoned = any(arm.poisoned for arm, _, _ in rows)
+    poisoned = any(arm.poisoned for arm, *_ in rows)
     who = ("defense", "poisoning") if poisoned else ("defense",)
     headers = (*who, "setting", "n", "metric", "seen by", "measured", "attacks", "reported", "difference")
     cells, records = [], []
-    for arm, figure, adversary in rows:
-        values, done, made = _measured(arm, figure.metric, adversary)
+    for arm, figure, adversary, peak in rows:
+        values, done, made = _measured(arm, figure.metric, adversary, peak)
         found = mean(values) if values else None
         spread = stdev(values) if len(values) > 1 else None
         difference = None if found is None else found - figure.value
@@ -95,7 +99,7 @@ def published(results: Results) -> Table | None:
         headers,
         tuple(cells),
         (
-            *_notes([f for _, f, _ in rows]),
+            *_notes([f for _, f, *_ in rows]),
             "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks.",
         ),
         tuple(records),
@@ -116,20 +120,19 @@ def _stated(arm: Arm) -> list[Published]:
     return [f for f in made if f.defense in (None, arm.defense)]
 
 
-def _seen(arm: Arm, metric: str) -> list[str | None]:
+def _seen(arm: Arm, metric: str, peak: Estimate) -> list[str | None]:
     """Who measured it; ``None`` for a metric that needs no adversary."""
-    if metric == PEAK and durability(arm).peak.state == "ok":
+    if metric == PEAK and peak.state == "ok":
         return [None]
     if arm.series(metric):
         return [None]
     return [x for x in arm.adversaries if arm.leakage(metric, x).state != "absent"]
 
 
-def _measured(arm: Arm, metric: str, adversary: str | None) -> tuple[tuple[float, ...], int, int]:
+def _measured(arm: Arm, metric: str, adversary: str | None, peak: Estimate) -> tuple[tuple[float, ...], int, int]:
     """All values, how many there are, and how many there should be; of utility, the last round's of each seed."""
     if metric == PEAK:
-        peaks = durability(arm).peak.values
-        return peaks, len(peaks), arm.n
+        return peak.values, len(peak.values), arm.n
     if adversary is None:
         values = tuple(v for v in (run.final(metric) for run in arm.runs) if v is not None)
         return values, len(values), arm.n

@@ -1,10 +1,12 @@
 """The table of arms: what each defense costs and what it stops. It never trains."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from math import isinf
 from statistics import median
 from textwrap import fill
 
+from privbench.benchmarks.results import filtered
 from privbench.benchmarks.results.arms import Arm, Estimate, estimate
 from privbench.benchmarks.results.durability import Durability, change, durability, stops
 from privbench.benchmarks.results.load import Results
@@ -23,11 +25,26 @@ def table(results: Results) -> Table:
         Refused: if an arm can't be averaged; :meth:`Results.split` gives those that can.
     """
     arms = results.arms()
-    floors = {a.key: floor(a, results) for a in arms}
-    columns = _columns(arms, floors, results)
+    fates = {a.key: Fate(floor(a, results), change(a, "accuracy", results), durability(a)) for a in arms}
+    columns = _columns(arms, fates)
     rows = tuple(tuple(cell(a) for _, cell in columns) for a in arms)
-    records = tuple(_record(a, arms, floors[a.key], results) for a in arms)
-    return Table(tuple(h for h, _ in columns), rows, tuple(_notes(arms, floors, results)), records)
+    records = tuple(_record(a, arms, fates[a.key]) for a in arms)
+    return Table(tuple(h for h, _ in columns), rows, tuple(_notes(arms, fates, results)), records)
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How an arm's poisoner fares, beside the runs without it.
+
+    Args:
+        floor: from :func:`floor`.
+        change: of accuracy.
+        lived: over the rounds.
+    """
+
+    floor: Estimate | None
+    change: Estimate
+    lived: Durability
 
 
 def floor(arm: Arm, results: Results) -> Estimate | None:
@@ -49,7 +66,7 @@ def floor(arm: Arm, results: Results) -> Estimate | None:
 Column = tuple[str, Callable[[Arm], str]]
 
 
-def _columns(arms: list[Arm], floors: dict[str, Estimate | None], results: Results) -> list[Column]:
+def _columns(arms: list[Arm], fates: dict[str, Fate]) -> list[Column]:
     columns: list[Column] = [
         ("defense", lambda a: a.defense),
         ("poisoning", lambda a: a.poisoning if a.poisoned else "—"),
@@ -57,9 +74,8 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None], results: Resul
     if any(a.more for a in arms):
         columns.append(("setting", lambda a: "\n".join(a.more)))
     columns += [("n", lambda a: f"n={a.n}"), ("accuracy\n(%)", lambda a: percent(a.final("accuracy")))]
-    changes = {a.key: change(a, "accuracy", results) for a in arms}
-    if any(c.state == "ok" for c in changes.values()):
-        columns.append(("acc. change\nby poisoner", lambda a: _points(changes[a.key])))
+    if any(f.change.state == "ok" for f in fates.values()):
+        columns.append(("acc. change\nby poisoner", lambda a: _points(fates[a.key].change)))
     if _unequal(arms):
         columns.append(("balanced\nacc. (%)", lambda a: percent(a.final("balanced_accuracy"))))
         columns.append(("AUC\n(%)", lambda a: percent(a.final("auc"))))
@@ -67,12 +83,12 @@ def _columns(arms: list[Arm], floors: dict[str, Estimate | None], results: Resul
         columns.append(("robust\nacc. (%)", lambda a: percent(a.final("robust_accuracy"))))
     if any(a.poisoned for a in arms):
         columns.append(("ASR\n(%)", lambda a: percent(a.final("asr")) if a.poisoned else "—"))
-        columns.append(("floor\n(%)", lambda a: percent(floors[a.key])))
+        columns.append(("floor\n(%)", lambda a: percent(fates[a.key].floor)))
     if any(stops(r) for a in arms for r in a.runs):
-        lives = {a.key: durability(a) for a in arms}
-        columns.append(("peak\n(%)", lambda a: percent(lives[a.key].peak) if a.poisoned else "—"))
-        columns.append(("area\n(%)", lambda a: percent(lives[a.key].area) if a.poisoned else "—"))
-        columns.append(("lifespan\n(rounds)", lambda a: _lived(lives[a.key])))
+        columns.append(("peak\n(%)", lambda a: percent(fates[a.key].lived.peak) if a.poisoned else "—"))
+        columns.append(("area\n(%)", lambda a: percent(fates[a.key].lived.area) if a.poisoned else "—"))
+        columns.append(("lifespan\n(rounds)", lambda a: _lived(fates[a.key].lived)))
+    columns += filtered.columns(arms)
     if any(refusals(a) for a in arms):
         columns.append(("refused\n(rounds)", refused))
     for adversary in sorted({x for a in arms for x in a.adversaries}):
@@ -154,7 +170,7 @@ def _seconds(arm: Arm) -> str:
     return "—" if each is None or total is None else f"{each:.3g}\n({total:.4g})"
 
 
-def _record(arm: Arm, arms: list[Arm], floored: Estimate | None, results: Results) -> dict[str, object]:
+def _record(arm: Arm, arms: list[Arm], fate: Fate) -> dict[str, object]:
     record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "poisoning": arm.poisoning}
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
@@ -162,11 +178,14 @@ def _record(arm: Arm, arms: list[Arm], floored: Estimate | None, results: Result
     record |= {"assurance": " ".join(sorted({r.manifest["shown_assurance"] for r in arm.runs}))}
     for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
         record |= _numbers(metric, arm.final(metric))
-    lived = durability(arm)
+    lived = fate.lived
     record |= {**_numbers("asr_peak", lived.peak), **_numbers("asr_area", lived.area)}
     record |= {**_numbers("lifespan_rounds", lived.lifespan), "lifespan_censored": lived.survives}
-    record |= _numbers("accuracy_change", change(arm, "accuracy", results))
-    record |= {**_numbers("false_trigger_floor", floored), "refused": "; ".join(refused(arm).splitlines())}
+    record |= _numbers("accuracy_change", fate.change)
+    for metric in filtered.RATES.values():
+        record |= _numbers(metric, filtered.rate(arm, metric))
+    record["told_f"], record["attackers"] = filtered.told(arm)
+    record |= {**_numbers("false_trigger_floor", fate.floor), "refused": "; ".join(refused(arm).splitlines())}
     for adversary in sorted({x for a in arms for x in a.adversaries}):
         for metric in _measures(arms, adversary):
             measured = metric in arm.measures(adversary)
@@ -189,7 +208,7 @@ def _numbers(name: str, found: Estimate | None) -> dict[str, object]:
     return {f"{name}_mean": found and found.mean, f"{name}_half_width": found and found.half_width}
 
 
-def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results) -> list[str]:
+def _notes(arms: list[Arm], fates: dict[str, Fate], results: Results) -> list[str]:
     notes = []
     if any(a.n > 1 for a in arms):
         notes.append("a ± b: mean over n seeds and half the width of its 95% t-interval.")
@@ -201,7 +220,7 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
     covered = sorted({p.get("trigger_share") or 0.0 for p in said})
     if any(covered):
         notes.append(f"the trigger covers {', '.join(f'{100 * c:.2g}' for c in covered if c)}% of an input.")
-    if any(change(a, "accuracy", results).state == "ok" for a in arms):
+    if any(f.change.state == "ok" for f in fates.values()):
         notes.append(
             "acc. change: final accuracy less that of the same run without the poisoner, in percentage points."
         )
@@ -210,8 +229,9 @@ def _notes(arms: list[Arm], floors: dict[str, Estimate | None], results: Results
             "peak, area (mean over rounds) of ASR; lifespan: rounds after the attack with ASR of at least 50%, "
             "≥ where it still was at the end."
         )
+    notes += filtered.notes(arms)
     for arm in arms:
-        if arm.poisoned and floors[arm.key] is None:
+        if arm.poisoned and fates[arm.key].floor is None:
             lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]
             notes.append(f"no floor for {arm.label}: no complete run without the poisoner for {', '.join(lost)}.")
     if any(s.simulated for a in arms for s in a.guarantees().values()):

@@ -123,6 +123,11 @@ class CohortRule:
         """The smallest cohort that it can decide on, screened clients included."""
         return 1
 
+    @property
+    def asking(self) -> str:
+        """The setting that :attr:`least` is so large for."""
+        return "f"
+
     def check(self, facts: "Facts") -> None:
         """Refuse a federation whose expected cohort is too small.
 
@@ -175,6 +180,7 @@ class CohortRule:
 
 def _enough(station: CohortRule | Mixing, where: str, rows: int, of: str) -> None:
     """Refuse a ``station`` at the configuration's ``where`` that takes more than ``rows``."""
-    told, name = getattr(station, "f", None), type(station).__name__
-    where, value = (where, name) if told is None else (f"{where}.f", told)
+    asking, name = getattr(station, "asking", "f"), type(station).__name__
+    told = getattr(station, asking, None)
+    where, value = (where, name) if told is None else (f"{where}.{asking}", told)
     require(rows >= station.least, where, value, f"for {name} with at least {station.least}: {of}")

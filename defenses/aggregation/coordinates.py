@@ -39,8 +39,12 @@ def trimmed_mean(x: Tensor, f: int, mixing: Tensor | None = None) -> Tensor:
     Args:
         x: ``(n, d)``, finite; ``n > 2 f``.
         mixing: as in :func:`order_statistics`.
+
+    Raises:
+        ValueError: for fewer rows, or a negative ``f``.
     """
     n = len(x) if mixing is None else len(mixing)
+    geometry.enough(n, f, 2 * f + 1)
     out = torch.empty(x.shape[1], dtype=x.dtype, device=x.device)
     for part, kept in order_statistics(x, range(f, n - f), mixing, ordered=False):
         total = kept[0]  # the generator's own, to be written on

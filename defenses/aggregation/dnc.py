@@ -10,6 +10,7 @@ from torch import Tensor
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.server import RoundContext
+from privbench.defenses.aggregation import geometry
 from privbench.defenses.aggregation.cohort import Cohort, CohortRule, Decision
 
 
@@ -27,6 +28,7 @@ def dnc_kept(
         iterations: rows have to be kept in all of them.
     """
     n, d = x.shape
+    geometry.enough(n, f, math.floor(factor * f) + 1)
     kept = torch.ones(n, dtype=torch.bool)
     for _ in range(iterations):
         drawn = torch.randperm(d, generator=generator)[: min(d, coordinates)] if d > coordinates else torch.arange(d)
@@ -67,6 +69,13 @@ class DnC(CohortRule):
     @property
     def least(self) -> int:
         return max(2 * self.f, math.floor(self.factor * self.f) * self.iterations) + 1
+
+    @property
+    def asking(self) -> str:
+        dropped = math.floor(self.factor * self.f)
+        if dropped * self.iterations <= 2 * self.f:
+            return "f"
+        return "factor" if dropped > 2 * self.f else "iterations"
 
     def decide(self, cohort: Cohort, state: dict[str, Any], context: RoundContext) -> Decision:
         x, mixing = cohort.matrix, cohort.mixing

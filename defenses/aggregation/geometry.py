@@ -45,6 +45,18 @@ def squared_distances(x: Tensor, *others: Tensor) -> Tensor:
     return (squared + squared.T) / 2
 
 
+def enough(n: int, f: int, least: int) -> None:
+    """Refuse ``n`` updates that are too few for a rule told of ``f`` attackers, which takes ``least``.
+
+    Raises:
+        ValueError: also for a negative ``f``.
+    """
+    if f < 0:
+        raise ValueError(f"f={f}: a number of attackers from 0")
+    if n < least:
+        raise ValueError(f"f={f}: takes at least {least} updates, of which there are {n}")
+
+
 def norms(x: Tensor) -> Tensor:
     """L2 norms of the rows of ``x`` (n, d), float64; one whose square a float32 can't hold may be infinite."""
     single = torch.float32 if x.element_size() < 4 else x.dtype

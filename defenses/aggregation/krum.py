@@ -38,12 +38,16 @@ def by_score(squared: Tensor, f: int, neighbours: int | None = None) -> Tensor:
 
 
 def krum(x: Tensor, f: int, neighbours: int | None = None) -> Tensor:
-    """The row of ``x`` (n, d) with the least score, ``(d,)``; arguments as in :func:`krum_scores`."""
+    """The row of ``x`` (n, d), n > 2f, with the least score, ``(d,)``; arguments as in :func:`krum_scores`."""
+    geometry.enough(len(x), f, 2 * f + 1)
     return x[int(by_score(geometry.squared_distances(x), f, neighbours)[0])].clone()
 
 
 def multi_krum(x: Tensor, f: int, m: int | None = None, neighbours: int | None = None) -> Tensor:
-    """The mean of the ``m`` rows of ``x`` (n, d) with the least scores, ``(d,)``; ``None``: n - f of them."""
+    """The mean of the ``m`` rows of ``x`` (n, d), n > 2f, with the least scores, ``(d,)``; ``None``: n - f of them."""
+    geometry.enough(len(x), f, 2 * f + 1)
+    if m is not None and not 1 <= m <= len(x):
+        raise ValueError(f"m={m}: 1 to {len(x)}, the number of updates")
     squared = geometry.squared_distances(x)
     return geometry.weighted(_best(squared, f, len(x) - f if m is None else m, neighbours), x)
 
@@ -57,6 +61,7 @@ def bulyan(x: Tensor, f: int) -> Tensor:
     Args:
         x: ``(n, d)``, finite; n at least 4f + 3.
     """
+    geometry.enough(len(x), f, 4 * f + 3)
     chosen = bulyan_selection(geometry.squared_distances(x), f)
     return around_median(x, len(x) - 4 * f, _picked(chosen, len(x)))
 
@@ -117,6 +122,10 @@ class MultiKrum(CohortRule):
     @property
     def least(self) -> int:
         return max(2 * self.f + 3, self.m or 1)
+
+    @property
+    def asking(self) -> str:
+        return "m" if (self.m or 1) > 2 * self.f + 3 else "f"
 
     def decide(self, cohort: Cohort, state: dict[str, Any], context: RoundContext) -> Decision:
         squared, f = cohort.distances(), cohort.told(self.f)

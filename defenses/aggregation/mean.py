@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Mean:
     """The mean, weighted by records or equally as the federation says (FedAvg, McMahan et al. 2017).
 
-    An update that holds NaN or infinity is left out, and the record names its client.
+    An update that holds NaN or infinity, or is absurdly long, is left out, and the record names its client.
     """
 
     bounded = False
@@ -46,9 +46,9 @@ class ClippedMean:
 
     The norm is that of the whole vector, buffers included. Under a privacy plan the clip is the plan's, the sum is
     divided by the expected cohort size whatever the realised one, and an update that isn't finite counts as zero
-    without a word; otherwise it is left out, and the record names its client. A round in which no update is finite
-    stops the simulation. Extras are averaged like vectors, but under a plan they are dropped: its budget doesn't cover
-    them.
+    without a word; otherwise it is left out, and so is an absurdly long one, and the record names its client. A round
+    in which no update is finite stops the simulation. Extras are averaged like vectors, but under a plan they are
+    dropped: its budget doesn't cover them.
 
     Args:
         clip: bound C, > 0; ``None`` takes the privacy plan's.
@@ -148,7 +148,7 @@ class FixedDenominatorMean:
 
 
 def summed(updates: Iterable[Update], context: RoundContext, rule: SumRule) -> Update:
-    """What ``rule`` makes of the sum of all finite updates; the record names whose aren't."""
+    """What ``rule`` makes of the sum of all sound updates; the record names whose aren't."""
     total, screen = Sum(context), Screen(context)
     for update, _ in screen.passed(updates):
         total.add(update)

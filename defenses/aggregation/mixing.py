@@ -91,6 +91,7 @@ def nearest_neighbours(squared: Tensor, f: int) -> Tensor:
         f: how many are left out of each mixture, fewer than n.
     """
     n = len(squared)
+    geometry.enough(n, f, f + 1)
     # A row is its own nearest also among copies of it.
     nearest = squared.clone().fill_diagonal_(-1).argsort(dim=1, stable=True)[:, : n - f]
     return torch.zeros_like(squared).scatter_(1, nearest, 1 / (n - f))

@@ -18,7 +18,10 @@ client in a thousand is as long as a thousand updates, and passes."""
 
 @dataclass
 class Screen:
-    """For rules that take updates one by one, and can't know their median norm: who isn't finite is left out.
+    """For rules that take updates one by one: who isn't finite, or is absurdly long, is left out.
+
+    An update beyond :data:`ABSURD` waits until the cohort's median norm is known; others pass at once. Under a privacy
+    plan only what isn't finite is left out: whether a client counts may not depend on other clients' norms.
 
     Args:
         context: of the round.
@@ -32,29 +35,48 @@ class Screen:
 
     @property
     def names(self) -> Tensor:
-        """The clients that were left out, int64."""
-        return torch.tensor(self.screened, dtype=torch.int64)
+        """The clients that were left out, int64, in order."""
+        return torch.tensor(sorted(self.screened), dtype=torch.int64)
 
     def passed(self, updates: Iterable[Update]) -> Iterator[tuple[Update, float]]:
-        """Finite updates and their norms.
+        """Sound updates and their norms, long ones last.
 
         Raises:
             Diverged: if there were updates, and none was finite.
         """
+        lengths: list[float] = []
+        waiting: list[tuple[int, Update, float]] = []
         for update in updates:
             norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
-            if math.isfinite(norm):
-                yield update, norm
-            else:
-                self.screened.append(self.seen if update.client is None else update.client)
+            client = self.seen if update.client is None else update.client
             self.seen += 1
-        if self.seen and len(self.screened) == self.seen:
+            if not math.isfinite(norm):
+                self.screened.append(client)
+                continue
+            lengths.append(norm)
+            if norm > ABSURD and self.context.plan is None:
+                waiting.append((client, update, norm))
+            else:
+                yield update, norm
+        if self.seen and not lengths:
             raise Diverged(f"no client's update is finite in round {self.context.round}")
+        if waiting:
+            usual = float(torch.tensor(lengths, dtype=torch.float64).median())
+            for client, update, norm in waiting:
+                if norm <= longest(usual):
+                    yield update, norm
+                else:
+                    self.screened.append(client)
+
+
+def longest(usual: float) -> float:
+    """The largest norm that isn't absurd beside the cohort's median norm."""
+    # Where most clients have next to nothing to change, their norm is no measure of the others'.
+    return ABSURD * max(1.0, usual)
 
 
 def sound(lengths: Tensor) -> Tensor:
     """Which of the norms (n,) are finite and not absurd (:data:`ABSURD`), ``(n,)`` bool."""
     finite = lengths[torch.isfinite(lengths)]
     usual = float(finite.median()) if len(finite) else 0.0
-    # Where most clients have next to nothing to change, their norm is no measure of the others'.
-    return torch.isfinite(lengths) & (lengths <= ABSURD * max(1.0, usual))
+    return torch.isfinite(lengths) & (lengths <= longest(usual))

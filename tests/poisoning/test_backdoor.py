@@ -295,3 +295,16 @@ def test_a_share_of_all_clients_is_rounded_up(federate, share, owned):
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ConfigError, match="share"):
         Backdoor(share=share)
+
+
+def test_replacement_counts_who_is_there(federate):
+    """Of four attackers those who were drawn together replace the model: who stays away adds no weight."""
+    options = {"clients": 8, "rounds": 4, "participation": 0.5, "weighting": "equal", "watched": frozenset(range(8))}
+    boosted, plain = (federate(**options, poisoner=Backdoor(4, boost=b)) for b in ("replace", 1.0))
+    first, other = boosted.rounds[0], plain.rounds[0]
+    here = [c for c in first.answered if c >= 4]
+    assert 0 < len(here) < 4, "a round to tell by"
+    sent, trained = (r.views["server_operator"].rounds[0].updates for r in (first, other))
+    for client in here:
+        # Four updates are expected, so that each weighs a quarter.
+        torch.testing.assert_close(sent[client].vector, 4 / len(here) * trained[client].vector)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from privbench.attacks.poisoning import Adaptive, MinMax, MinSum, Seen
+from privbench.attacks.poisoning import Adaptive, Colluders, MinMax, MinSum, Seen
 from privbench.attacks.poisoning.farthest import perturbation, search
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses import Defense
@@ -98,7 +98,7 @@ def made(poisoner: Any, x: Tensor, own: int = 2, **more: Any) -> Tensor:
     layout = Layout(("w",), ((x.shape[1],),), 1)
     honest = tuple(Update(row.clone(), layout, "update", 1, client=c) for c, row in enumerate(x))
     colluders = tuple(Update(torch.zeros(x.shape[1]), layout, "update", 1, client=len(x) + c) for c in range(own))
-    seen = Seen(0.2, 0.1, honest, colluders, len(x) + own, **more)
+    seen = Seen(0.2, 0.1, honest, Colluders.of(colluders), len(x) + own, **more)
     return poisoner.craft(colluders[0], seen, torch.Generator()).vector
 
 

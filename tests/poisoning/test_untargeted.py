@@ -1,6 +1,7 @@
 """Untargeted attacks against their papers, and ByzFL's of the same name; what they know, and what they leave alone."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import byzfl as _byzfl
@@ -11,19 +12,23 @@ from torch import Tensor, nn
 from privbench.attacks.poisoning import (
     Adaptive,
     ALittleIsEnough,
+    Colluders,
     Holding,
     InnerProduct,
     LabelFlip,
     MinMax,
     MinSum,
     Seen,
+    farthest,
 )
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.client import Job, compute
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.tasks.partition import Quantity
 from privbench.defenses import Defense
-from privbench.defenses.aggregation import CoordinateMedian, MultiKrum
+from privbench.defenses.aggregation import CoordinateMedian, GeometricMedian, MultiKrum
 from privbench.defenses.channel import SecAgg
 
 byzfl: Any = _byzfl
@@ -32,7 +37,7 @@ ROWS = torch.randn(7, 30, generator=torch.Generator().manual_seed(1)) + 0.5
 
 
 def craft(poisoner: Any, honest: list[Update], colluders: list[Update], **more: Any) -> Tensor:
-    seen = Seen(0.2, 0.1, tuple(honest), tuple(colluders), len(honest) + len(colluders), **more)
+    seen = Seen(0.2, 0.1, tuple(honest), Colluders.of(colluders), len(honest) + len(colluders), **more)
     return poisoner.craft(colluders[0], seen, GENERATOR).vector
 
 
@@ -75,7 +80,7 @@ def test_alie_counts_the_cohort_and_its_own(updates):
 
 def test_each_sends_the_same_and_claims_its_own(updates):
     own = updates(torch.randn(2, 30), [5, 9])
-    seen = Seen(0.2, 0.1, tuple(updates(ROWS)), tuple(own), 9)
+    seen = Seen(0.2, 0.1, tuple(updates(ROWS)), Colluders.of(own), 9)
     first, second = (MinMax().craft(u, seen, GENERATOR) for u in own)
     assert torch.equal(first.vector, second.vector)
     assert (first.records, second.records) == (5, 9)
@@ -228,3 +233,55 @@ def test_the_model_does_not_depend_on_workers(federate, poisoner, rule):
     one, two = (federate(workers, **options) for workers in (1, 2))
     assert all(torch.equal(a, b) for a, b in zip(one.models, two.models, strict=True))
     assert not torch.equal(one.model, federate(**{**options, "poisoner": None}).model)
+
+
+@pytest.mark.parametrize("kind", [ALittleIsEnough, InnerProduct, MinMax, MinSum, Adaptive])
+def test_who_is_given_honest_updates_trains_nobody_twice(federate, monkeypatch, kind):
+    """Each client trains for its own message, and no attacker a second time for another's."""
+    trained: list[tuple[int, int]] = []
+    usual = Trainer.train
+
+    def counting(self, received, records, work, client, plan, seed, round, *more):
+        trained.append((round, client))
+        return usual(self, received, records, work, client, plan, seed, round, *more)
+
+    monkeypatch.setattr(Trainer, "train", counting)
+    federate(clients=7, rounds=2, poisoner=kind(clients=3), defense=Defense(aggregation=MultiKrum(f=2)))
+    assert sorted(trained) == [(number, client) for number in (1, 2) for client in range(7)]
+    trained.clear()
+    federate(clients=7, rounds=1, poisoner=kind(clients=3, omniscient=False))
+    assert {client for _, client in trained} == set(range(7))
+    assert len(trained) > 7, "without them it needs what its clients trained"
+
+
+@pytest.mark.parametrize("weighting", ["records", "equal"])
+def test_what_the_adaptive_attack_sends_does_not_depend_on_how_its_clients_claims_are_known(
+    federate, task, monkeypatch, weighting
+):
+    unequal = replace(task, partition=Quantity((10, 20, 30, 40, 50, 15, 35)))
+    options = {"clients": 7, "rounds": 2, "weighting": weighting, "task": unequal}
+    options |= {"poisoner": Adaptive(clients=3), "defense": Defense(aggregation=GeometricMedian())}
+    quick = federate(**options)
+    monkeypatch.setattr(farthest, "_senders", lambda seen, like: list(seen.colluders))
+    assert torch.equal(quick.model, federate(**options).model)
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Another model for each client."""
+
+    def craft(self, model: Tensor, client: int) -> Tensor:
+        return model + 0.01 * client
+
+
+def test_colluders_train_on_the_model_that_each_of_them_got(federate):
+    """An active operator may send every client another one."""
+    log: dict[int, Seen] = {}
+    poisoner = recording(MinMax, log, omniscient=False)
+    done = federate(clients=7, rounds=1, poisoner=poisoner, distribution=Shifted())
+    side, start = done.federation.client_side(), done.federation.start().model
+    side.poisoner = None
+    trained = [compute(side, Job(c, 1, "update", start + 0.01 * c)).vector for c in (4, 5, 6)]
+    assert sorted(log) == [4, 5, 6]
+    for seen in log.values():
+        assert all(torch.equal(u.vector, t) for u, t in zip(seen.colluders, trained, strict=True))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from privbench.benchmarks.results import table as tables
 from privbench.benchmarks.results.durability import change, durability
 from privbench.benchmarks.results.load import load
 from privbench.benchmarks.results.table import table
@@ -78,3 +79,41 @@ def test_accuracy_is_compared_seed_by_seed_with_the_twin(fake):
     assert change(attacked, "accuracy", results).values == pytest.approx(expected)
     assert change(plain, "accuracy", results).state == "absent"
     assert change(arms["krum", True], "accuracy", results).state == "absent", "no run without the poisoner"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        ({}, 15),
+        ({"start": 5, "every": 3}, 14),
+        ({"start": 5, "every": 20}, 5),
+        ({"start": 4, "probability": 1e-9}, None),
+    ],
+)
+def test_a_life_begins_after_the_last_attacked_round(fake, schedule, last):
+    """The stop of a schedule isn't always attacked: of rounds 5, 8, 11, 14 the last is before a stop at 15."""
+    stop = {"poisoning": {"_target_": "privbench.attacks.poisoning.Backdoor", "schedule": {"stop": 15, **schedule}}}
+    rates(fake.run(poisoning="backdoor", settings=stop, rounds=20), dict.fromkeys(range(1, 21), 1.0))
+    (arm,) = load(fake.root).arms()
+    lived = durability(arm).lifespan
+    assert lived.values == (() if last is None else (20 - last,))
+
+
+def test_each_arm_is_followed_once(fake, monkeypatch):
+    """A table of many arms, rounds and seeds takes long enough."""
+    for defense in ("none", "krum"):
+        for seed in (0, 1):
+            fake.run(defense, seed=seed)
+            fake.run(defense, "backdoor", seed=seed, settings=STOP)
+    asked: list[tuple[str, str]] = []
+    for name in ("durability", "change"):
+        usual = getattr(tables, name)
+
+        def counting(arm, *more, name=name, usual=usual):
+            asked.append((name, arm.key))
+            return usual(arm, *more)
+
+        monkeypatch.setattr(tables, name, counting)
+    results = load(fake.root)
+    table(results)
+    assert sorted(asked) == sorted((n, a.key) for a in results.arms() for n in ("durability", "change"))

@@ -42,6 +42,7 @@ def test_a_sweep_shows_all_figures(quickstart):
         "attested_clients",
         figures.ROC,
         figures.MATRIX,
+        figures.HARM,
     )  # which need arms that this sweep lacks
     simple = [name for name in figures.NAMES[:-1] if name not in special]
     assert names == [*simple, "reconstructions_server_operator"]

@@ -1,8 +1,10 @@
 """Attacks against defenses as a matrix and as panels."""
 
+import pytest
+
 from privbench.benchmarks.results import figures
 from privbench.benchmarks.results.load import load
-from privbench.benchmarks.results.matrix import backdoor_matrix, by_attack, cells
+from privbench.benchmarks.results.matrix import accuracy_matrix, backdoor_matrix, by_attack, cells
 
 
 def grid(fake, attacks=("backdoor", "replacement", "scaled"), defenses=("none", "krum", "clip_only", "dp_local")):
@@ -49,6 +51,31 @@ def test_attacks_without_a_trigger_are_a_matrix_of_what_they_cost(fake):
     assert [*found] == ["alie", "ipm"]
     drawn = dict(figures.every(results))["accuracy_matrix"]
     assert [text.get_text() for text in drawn.axes[0].texts] == ["-10", "-10", "-58", "-58"]
+
+
+@pytest.mark.parametrize("defenses", [("none", "krum"), ("none", "krum", "clip_only", "dp_local", "dp_central")])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_no_word_of_a_matrix_is_cut_off(fake, defenses, seeds):
+    """Long names of attacks leave the axes, over which a title is centred, little of the figure."""
+    for defense in defenses:
+        for seed in range(seeds):
+            fake.run(defense=defense, seed=seed)
+            for name in ("model_replacement", "constrain_and_scale"):
+                fake.run(defense=defense, poisoning=name, seed=seed)
+                fake.run(defense=defense, poisoning=f"{name}_untargeted", seed=seed, asr=None)
+    results = load(fake.root)
+    for drawn in (backdoor_matrix(results), accuracy_matrix(results)):
+        assert drawn is not None
+        drawn.draw_without_rendering()
+        room, axes = drawn.bbox, drawn.axes[0]
+        words = [*drawn.texts, axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()]
+        for box in [w.get_window_extent() for w in words if w.get_text()]:
+            assert box.x0 >= room.x0
+            assert box.x1 <= room.x1
+            assert box.y0 >= room.y0
+            assert box.y1 <= room.y1
+        said = drawn.get_suptitle().replace("\n", " ")
+        assert said.endswith("n = 1 seed, no interval" if seeds == 1 else "n = 2 seeds, ± half a 95% t-interval")
 
 
 def test_one_attack_or_one_defense_is_no_matrix(fake):

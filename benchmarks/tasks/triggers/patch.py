@@ -52,7 +52,8 @@ class Patch(Trigger):
         require(inside, "task.trigger.place", self.place, f"a patch inside the input of shape {spec.shape}")
         colours = self._colours
         allowed = sorted({1, spec.shape[0]})
-        require(len(colours) in allowed, "task.trigger.colour", self.colour, f"{' or '.join(map(str, allowed))} values")
+        each = f", or {spec.shape[0]}, one a channel" if spec.shape[0] > 1 else ""
+        require(len(colours) in allowed, "task.trigger.colour", self.colour, f"one value{each}")
         if spec.domain == "image":
             in_range = all(0 <= c <= 1 for c in colours)
             require(in_range, "task.trigger.colour", self.colour, "raw pixel values in [0, 1]")

@@ -3,9 +3,11 @@ import torch
 
 from privbench.defenses.aggregation import geometry
 from privbench.defenses.aggregation.coordinates import median, order_statistics, trimmed_mean
-from privbench.defenses.aggregation.geometric_median import geometric_median
+from privbench.defenses.aggregation.dnc import dnc_kept
+from privbench.defenses.aggregation.geometric_median import centered_clipping, geometric_median
 from privbench.defenses.aggregation.krum import bulyan, krum, multi_krum
 from privbench.defenses.aggregation.mixing import nearest_neighbours
+from privbench.defenses.aggregation.similarity import fltrust
 
 
 def rows(n: int = 9, d: int = 100, seed: int = 0) -> torch.Tensor:
@@ -81,3 +83,61 @@ def test_on_a_gpu():
     x = rows(11)
     for rule in (median, geometric_median, lambda x: trimmed_mean(x, 2), lambda x: multi_krum(x, 2)):
         torch.testing.assert_close(rule(x.cuda()).cpu(), rule(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (lambda x: trimmed_mean(x, 3), "f=3: takes at least 7 updates, of which there are 6"),
+        (lambda x: trimmed_mean(x, -1), "f=-1: a number of attackers from 0"),
+        (lambda x: krum(x, 3), "f=3: takes at least 7 updates"),
+        (lambda x: multi_krum(x, -1), "f=-1: a number"),
+        (lambda x: multi_krum(x, 1, m=7), "m=7: 1 to 6"),
+        (lambda x: multi_krum(x, 1, m=0), "m=0: 1 to 6"),
+        (lambda x: bulyan(x, 1), "f=1: takes at least 7 updates"),
+        (lambda x: dnc_kept(x, 3, torch.Generator(), factor=2.0), "f=3: takes at least 7 updates"),
+        (lambda x: nearest_neighbours(geometry.squared_distances(x), 6), "f=6: takes at least 7 updates"),
+    ],
+)
+def test_functions_refuse_more_attackers_than_they_can_take(rule, said):
+    """Rather than a wrong number: a mean of seven of six updates would be a seventh too short."""
+    with pytest.raises(ValueError, match=said):
+        rule(rows(6))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rows_that_do_not_lie_next_to_each_other(dtype):
+    """Columns of a larger matrix, every second row, or a transposed one; the input stays as it is."""
+    wide = rows(22, 60).to(dtype)
+    for x in (wide[::2, 3:43:2], wide[:20, :11].T, rows(1, 20).to(dtype).expand(11, 20)):
+        assert not x.is_contiguous()
+        before = x.clone()
+        for rule in (
+            median,
+            geometric_median,
+            lambda x: trimmed_mean(x, 2),
+            lambda x: krum(x, 2),
+            lambda x: multi_krum(x, 2),
+            lambda x: bulyan(x, 2),
+            lambda x: centered_clipping(x, x[0], 0.5),
+            lambda x: fltrust(x, x[0]),
+        ):
+            torch.testing.assert_close(rule(x), rule(before.contiguous()))
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(("n", "d"), [(1, 5), (2, 1), (3, 0), (1, 0)])
+def test_the_smallest_cohorts_and_vectors(n, d):
+    x = rows(n, d)
+    for rule in (
+        median,
+        geometric_median,
+        lambda x: trimmed_mean(x, 0),
+        lambda x: krum(x, 0),
+        lambda x: multi_krum(x, 0),
+    ):
+        found = rule(x)
+        assert found.shape == (d,)
+        assert bool(((found >= x.amin(0)) & (found <= x.amax(0))).all())
+        if n == 1:
+            assert torch.equal(found, x[0])

@@ -98,8 +98,8 @@ def test_mean_weighs_by_records():
 
 
 def test_a_mean_is_summed_in_float64():
-    values = [[1e8], [1.0], [-1e8], [1.0]]
-    assert combine(Mean(), values).vector.item() == 0.5
+    values = [[1e8], [1.0], [-1e8], [1.0], [1e8], [-1e8]]
+    assert combine(Mean(), values).vector.item() == pytest.approx(2 / 6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -171,3 +171,26 @@ def test_share_of_clipped_updates():
 def test_a_clip_is_positive(clip):
     with pytest.raises(ConfigError, match="clip"):
         ClippedMean(clip)
+
+
+@pytest.mark.parametrize("rule", [Mean(), ClippedMean(10.0)], ids=["mean", "clipped"])
+@pytest.mark.parametrize("bad", [6e4, 1e30, -3e38])
+def test_an_absurdly_long_update_is_left_out_of_a_mean_as_well(rule, bad):
+    found = combine(rule, [[bad, 0.0], [1.0, 2.0], [3.0, 4.0]])
+    assert found.vector.tolist() == pytest.approx([2.0, 3.0])
+    assert found.extras["screened"].tolist() == [0]
+
+
+def test_long_updates_among_long_ones_stay():
+    """As before rules that hold the cohort: absurd is what is beyond 10,000 times the median norm as well."""
+    matrix = [[3e4, 0.0], [0.0, 5e4], [2e8, 0.0], [1.0, 1.0], [6e8, 0.0]]
+    found = combine(Mean(), matrix)
+    assert found.extras["screened"].tolist() == [4]
+    assert found.vector.tolist() == pytest.approx([(3e4 + 2e8 + 1) / 4, (5e4 + 1) / 4])
+    assert combine(CoordinateMedian(), matrix).extras["screened"].tolist() == [4]
+
+
+def test_under_a_plan_nobody_counts_by_the_norms_of_others():
+    """Else a neighbouring cohort without one client could differ by another client as well."""
+    found = combine(ClippedMean(), [[1e30, 0.0], [0.6, 0.8]], plan=Plan(1.0), expected=2.0)
+    assert found.vector.tolist() == pytest.approx([0.8, 0.4], rel=1e-5)

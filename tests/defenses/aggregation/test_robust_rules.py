@@ -149,12 +149,24 @@ def test_equal_updates_are_the_result(name):
 
 @pytest.mark.parametrize(
     ("rule", "least"),
-    [(TrimmedMean(f=3), 7), (MultiKrum(f=3), 9), (MultiKrum(m=8), 8), (Bulyan(f=2), 11), (DnC(f=3), 7)],
+    [
+        (TrimmedMean(f=3), 7),
+        (MultiKrum(f=3), 9),
+        (MultiKrum(m=8), 8),
+        (Bulyan(f=2), 11),
+        (DnC(f=3), 7),
+        (DnC(f=2, factor=4.0), 9),
+        (DnC(f=2, iterations=4), 9),
+    ],
     ids=lambda v: type(v).__name__ if not isinstance(v, int) else str(v),
 )
 def test_too_small_a_cohort(rule, least):
     facts = Facts(least - 1, 1, 1.0, "fixed", (1,) * (least - 1), (1,) * (least - 1), (1,) * (least - 1))
-    with pytest.raises(ConfigError, match=rf"defense.aggregation.f={rule.f}: for \w+ with at least {least}"):
+    # The setting that asks for so many is named: m, where that and not f is the cause.
+    causes = {MultiKrum(m=8): "m", DnC(f=2, factor=4.0): "factor", DnC(f=2, iterations=4): "iterations"}
+    cause = causes.get(rule, "f")
+    said = rf"defense.aggregation.{cause}={getattr(rule, cause)}: for \w+ with at least {least}"
+    with pytest.raises(ConfigError, match=said):
         rule.check(facts)
     small = combine(rule, honest(0, least - 1))
     assert small.vector.abs().sum() == 0
