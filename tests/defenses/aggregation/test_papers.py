@@ -13,13 +13,35 @@ from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses.accounting import Facts
 from privbench.defenses.aggregation import (
     FLAME,
+    Bulyan,
+    CenteredClipping,
     CoordinateMedian,
     DnC,
+    FLTrust,
+    FoolsGold,
     GeometricMedian,
+    Mean,
     MultiKrum,
     NearestNeighbourMixing,
+    TrimmedMean,
 )
 from privbench.defenses.aggregation.similarity import cosines, fltrust, foolsgold_weights
+
+EVERY = [
+    Mean(),
+    CoordinateMedian(),
+    TrimmedMean(f=0),
+    MultiKrum(f=0, m=1),
+    MultiKrum(f=0),
+    Bulyan(f=0),
+    GeometricMedian(),
+    GeometricMedian(mixing=NearestNeighbourMixing(f=0)),
+    CenteredClipping(),
+    DnC(f=0),
+    FLTrust(),
+    FoolsGold(),
+    FLAME(),
+]
 
 
 def round_of(size: int, seed: int = 0, buffers: int = 0) -> RoundContext:
@@ -138,3 +160,52 @@ def test_dnc_that_drops_everybody_changes_nothing():
             emptied += 1
             assert found.vector.abs().sum() == 0
     assert emptied
+
+
+def test_dnc_drops_factor_times_f():
+    """Told of one attacker it drops two with c = 2; algorithm 2 of Shejwalkar and Houmansadr removes c m updates."""
+    x = torch.randn(11, 30, generator=torch.Generator().manual_seed(0)) * 0.3 + 1
+    x[3], x[8] = 20.0, 19.0
+    assert combine(DnC(f=1, factor=2.0), x).extras["kept"].tolist() == [0, 1, 2, 4, 5, 6, 7, 9, 10]
+    assert len(combine(DnC(f=1, factor=1.0), x).extras["kept"]) == 10
+    assert len(combine(DnC(f=2, factor=0.5), x).extras["kept"]) == 10
+
+
+def test_flame_by_hand():
+    """Algorithm 1 without noise: who points elsewhere is out; the others are clipped to the median of all norms."""
+    turned = torch.tensor([0.0, 0.05, -0.05, 0.1, -0.1])
+    lengths = torch.tensor([1.0, 2.0, 3.0, 4.0, 50.0])
+    inside = torch.stack([turned.cos(), turned.sin()], dim=1)
+    x = torch.cat([inside * lengths[:, None], torch.tensor([[-7.0, 0.0], [0.0, -0.5]])])
+    found = combine(FLAME(noise=0.0), x)
+    kept = found.extras["kept"].tolist()
+    assert {0, 1, 2, 4} <= set(kept) <= {0, 1, 2, 3, 4}, "shorter and longer ones, and none that points elsewhere"
+    bound = 3.0  # of 0.5, 1, 2, 3, 4, 7, 50
+    expected = (inside * lengths.clamp(max=bound)[:, None])[kept].mean(dim=0)
+    torch.testing.assert_close(found.vector, expected)
+
+
+def test_foolsgold_remembers_who_pulled_the_same_way():
+    """Two sybils whose noise cancels over two rounds point apart in each, and the same way in sum."""
+    drawn = torch.Generator().manual_seed(0)
+    aim, noise = torch.ones(60), 5 * torch.randn(60, generator=drawn)
+    rule, state = FoolsGold(), {}
+    context = round_of(60)
+    kept = []
+    for sign in (1, -1):
+        x = torch.randn(6, 60, generator=drawn)
+        x[4], x[5] = aim + sign * noise, aim - sign * noise
+        cohort = [Update(row, context.layout, "update", 1, client=c) for c, row in enumerate(x)]
+        kept.append(rule.combine(cohort, state, context).extras["kept"].tolist())
+    assert kept == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3]]
+    assert state["clients"] == list(range(6))
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+@pytest.mark.parametrize("rule", EVERY, ids=lambda r: type(r).__name__)
+def test_updates_of_nothing_stay_nothing(rule, n):
+    """Clients that have nothing to change, or all the same: no division by their length or distance."""
+    zero = combine(rule, torch.zeros(n, 4)).vector
+    assert zero.tolist() == [0, 0, 0, 0]
+    same = combine(rule, torch.full((n, 4), -2.5)).vector
+    assert bool(same.isfinite().all())
