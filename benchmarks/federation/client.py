@@ -108,8 +108,8 @@ class Turn:
     @property
     def poisoner(self) -> Poisoner | None:
         """Who owns this client, in a round that it attacks."""
-        side, job = self.side, self.job
-        return side.poisoner if side.poisoner is not None and job.client in self._attackers else None
+        side, client = self.side, self.job.client
+        return side.poisoner if client in side.attackers and client in self._attackers else None
 
     @property
     def _attackers(self) -> tuple[int, ...]:
@@ -165,7 +165,8 @@ class Turn:
         side, job = self.side, self.job
         update = replace(update, client=job.client)
         # Who isn't drawn adds no weight; a job that is asked for by itself names nobody.
-        together = [c for c in job.colluders if c in self._attackers] or [job.client]
+        attackers = self._attackers
+        together = [c for c in job.colluders if c in attackers] or [job.client]
         owned = min(1.0, sum(side.weights[c] for c in together))
         pools = poisoner.pools and poisoner.collude
         known = together if pools else [job.client]

@@ -303,9 +303,10 @@ class Federation:
     @property
     def owned(self) -> float:
         """Weight in the server's step of the poisoner's clients that attack together; of the heaviest one in turn."""
-        weights = [self._weights()[c] for c in self.attackers]
+        weights = self._weights()
+        own = [weights[c] for c in self.attackers]
         in_turn = self.poisoner is not None and self.poisoner.schedule.in_turn
-        return min(1.0, max(weights) if in_turn else sum(weights))
+        return min(1.0, max(own) if in_turn else sum(own))
 
     def _weights(self) -> list[float]:
         server = self.settings.server

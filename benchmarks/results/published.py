@@ -98,10 +98,7 @@ def published(results: Results) -> Table | None:
     return Table(
         headers,
         tuple(cells),
-        (
-            *_notes([f for _, f, *_ in rows]),
-            "a ± b: mean and standard deviation over attacks, or over seeds where nobody attacks.",
-        ),
+        (*_notes([f for _, f, *_ in rows]), SPREAD),
         tuple(records),
     )
 

@@ -9,6 +9,16 @@ from privbench.defenses.aggregation.krum import bulyan, krum, multi_krum
 from privbench.defenses.aggregation.mixing import nearest_neighbours
 from privbench.defenses.aggregation.similarity import fltrust
 
+TOLD_TWO = (
+    median,
+    geometric_median,
+    lambda x: trimmed_mean(x, 2),
+    lambda x: krum(x, 2),
+    lambda x: multi_krum(x, 2),
+    lambda x: bulyan(x, 2),
+)
+"""Rules of a matrix alone; those that take f are told of two attackers."""
+
 
 def rows(n: int = 9, d: int = 100, seed: int = 0) -> torch.Tensor:
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
@@ -45,14 +55,7 @@ def test_distances_of_mixtures_and_to_points():
 def test_any_dtype_comes_back_as_it_was(dtype):
     x = rows(11).to(dtype)
     before = x.clone()
-    for rule in (
-        median,
-        geometric_median,
-        lambda x: trimmed_mean(x, 2),
-        lambda x: krum(x, 2),
-        lambda x: multi_krum(x, 2),
-        lambda x: bulyan(x, 2),
-    ):
+    for rule in TOLD_TWO:
         found, exact = rule(x), rule(x.double())
         assert found.dtype == dtype
         tolerance = {torch.float64: 1e-9, torch.float32: 1e-5}.get(dtype, 0.02)
@@ -112,16 +115,7 @@ def test_rows_that_do_not_lie_next_to_each_other(dtype):
     for x in (wide[::2, 3:43:2], wide[:20, :11].T, rows(1, 20).to(dtype).expand(11, 20)):
         assert not x.is_contiguous()
         before = x.clone()
-        for rule in (
-            median,
-            geometric_median,
-            lambda x: trimmed_mean(x, 2),
-            lambda x: krum(x, 2),
-            lambda x: multi_krum(x, 2),
-            lambda x: bulyan(x, 2),
-            lambda x: centered_clipping(x, x[0], 0.5),
-            lambda x: fltrust(x, x[0]),
-        ):
+        for rule in (*TOLD_TWO, lambda x: centered_clipping(x, x[0], 0.5), lambda x: fltrust(x, x[0])):
             torch.testing.assert_close(rule(x), rule(before.contiguous()))
         assert torch.equal(x, before)
 
