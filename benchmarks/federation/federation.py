@@ -192,7 +192,7 @@ class Federation:
     def _mixture(self) -> Mixture | None:
         """How updates become the aggregate; ``None`` where the rule isn't a weighted mean."""
         rule, weights = self.defense.aggregation, self.sizes
-        expected = self.settings.participation * self.clients
+        expected = self.facts.expected
         if isinstance(rule, Mean):
             return Mixture(weights)
         if isinstance(rule, FixedDenominatorMean):
@@ -312,7 +312,7 @@ class Federation:
         server = self.settings.server
         rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
         sizes = self.sizes
-        expected = self.settings.participation * sum(sizes)
+        expected = self.facts.rate * sum(sizes)
         return [s * rate / expected for s in sizes]
 
     def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:

@@ -138,7 +138,7 @@ class Loop:
             seed=f.seed,
             round=number,
             invited=invited,
-            expected=f.settings.participation * f.clients,
+            expected=f.facts.expected,
             weighting=f.weighting,
             layout=f.layout,
             kind=f.settings.local.share,

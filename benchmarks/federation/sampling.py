@@ -8,6 +8,7 @@ import torch
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.shares import cohort_size
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.federation import Federation
@@ -29,7 +30,7 @@ def cohort(
     if sampling == "poisson":
         drawn = torch.rand(clients, generator=generator) < participation
         return tuple(c for c in torch.nonzero(drawn).squeeze(1).tolist() if c not in spent)
-    size = max(1, round(participation * clients))
+    size = cohort_size(participation, clients)
     order = (c for c in torch.randperm(clients, generator=generator).tolist() if c not in spent)
     return tuple(sorted(islice(order, size)))
 
@@ -44,7 +45,7 @@ def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) ->
     present = poisoner.schedule.attackers(number, federation.seed, attackers)
     if federation.sampling == "poisson":  # every honest client as it would be without the poisoner
         return cohort(honest, settings.participation, "poisson", generator, spent) + present
-    size = min(honest, max(1, round(settings.participation * federation.clients)) - len(present))
+    size = min(honest, cohort_size(settings.participation, federation.clients) - len(present))
     return cohort(honest, size / honest, "fixed", generator, spent) + present if size else present
 
 
@@ -63,7 +64,7 @@ def limits(federation: "Federation") -> None:
         ConfigError: naming the setting.
     """
     settings = federation.settings
-    size, apart = max(1, round(settings.participation * federation.clients)), settings.min_separation
+    size, apart = cohort_size(settings.participation, federation.clients), settings.min_separation
     hint = f"at most {federation.clients // size}: a cohort has {size} of {federation.clients} clients"
     require(size * apart <= federation.clients, "federation.min_separation", apart, hint)
     _places(federation, size)

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
+from privbench.benchmarks.shares import cohort_size
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.calibration import noise_multiplier
 from privbench.defenses.accounting.history import Name, Sampling, Step, Uncovered, summed
@@ -21,7 +22,7 @@ class Facts:
 
     Args:
         clients, rounds: numbers of.
-        participation: expected share of clients a round.
+        participation: the share of clients a round that was asked for; :attr:`rate` is the one that is drawn.
         sampling: how they are drawn.
         records: training records by client.
         batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
@@ -44,6 +45,17 @@ class Facts:
     patients: tuple[int, ...] | None = None
     cap: int | None = None
     separation: int = 1
+
+    @property
+    def rate(self) -> float:
+        """Probability that a client is in a round's cohort: a fixed one has a whole number of clients."""
+        return self.participation if self.sampling == "poisson" else self.expected / self.clients
+
+    @property
+    def expected(self) -> float:
+        """Expected cohort size K."""
+        fixed = self.sampling == "fixed"
+        return float(cohort_size(self.participation, self.clients)) if fixed else self.participation * self.clients
 
     def counted(self, rounds: int) -> int:
         """Of so many rounds, those that any one client may have taken part in."""

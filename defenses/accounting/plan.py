@@ -32,7 +32,8 @@ class ClientLevel(Guarantee):
     """(epsilon, delta) for a whole client, by Gaussian noise on clipped updates (docs/privacy-settings.md).
 
     ``central``: whoever aggregates adds it once (DP-FedAvg, McMahan et al. 2018); client sampling is Poisson with
-    q = participation. ``local``: every client adds as much as its message needs against whoever reads it.
+    q = participation, or of a fixed size with q = that size over the clients. ``local``: every client adds as much as
+    its message needs against whoever reads it.
     ``distributed``: every client adds a share, so that the sum carries what central noise would (Dwork et al. 2006),
     which holds only against those who see no single message. Updates weigh equally, and sums are divided by the
     expected cohort size.
@@ -87,7 +88,7 @@ class ClientLevel(Guarantee):
         if amplified and self.terms().accountant != "rdp":
             hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
             hint += ", or account for a fixed size with privacy.accountant=rdp and privacy.adjacency=replace"
-            require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
+            require(facts.sampling == "poisson" or facts.rate == 1, "sampling", facts.sampling, hint)
         if facts.limited and (amplified or self.noise == "distributed"):
             none, value = ("null", facts.cap) if facts.separation == 1 else ("1", facts.separation)
             hint = f"{none}: it changes who is drawn, and amplification counts on drawing independently"
@@ -106,7 +107,7 @@ class ClientLevel(Guarantee):
             require(self.present == 1 or not facts.operator_reads_updates, "present", self.present, hint)
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
-        rate = facts.participation if amplified else 1.0
+        rate = facts.rate if amplified else 1.0
         sigma = self.sigma(rate, facts.counted(facts.rounds), facts.sampling)
         if self.count_noise is not None:
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
@@ -178,7 +179,7 @@ class ClientPlan:
     @property
     def expected(self) -> float:
         """Expected cohort size K, by which sums are divided."""
-        return self.facts.participation * self.facts.clients
+        return self.facts.expected
 
     @property
     def needed(self) -> int:
@@ -225,7 +226,7 @@ class ClientPlan:
 
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         if self.guarantee.noise == "central":
-            rate = self.facts.participation if self.matrix is None else 1.0
+            rate = self.facts.rate if self.matrix is None else 1.0
             multiplier = {"sampling_rate": rate, "noise_multiplier": self.noise_multiplier}
         else:
             counted = self.proven(self.sum_multiplier)
@@ -247,7 +248,7 @@ class ClientPlan:
             apart, n = self.facts.separation, self.facts.counted(len(ledger))
             why = f"nothing is amplified: a client takes part once in {apart} rounds, {n} times at most"
             return self._unsampled("model_recipient", ledger, "noise_multiplier", why)
-        rate, terms = self.facts.participation, self.guarantee.terms(self.facts.sampling)
+        rate, terms = self.facts.rate, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
         return self.guarantee.statement(self.unit, "model_recipient", terms, history, rate < 1, **self._common(ledger))
 
@@ -259,7 +260,7 @@ class ClientPlan:
         if self.shares:
             why = "it reads every message, which holds its own client's noise alone"
             return self._unsampled("server_operator", ledger, "message_multiplier", why)
-        why, sampled = "the server reads every update before it is clipped and noised", self.facts.participation < 1
+        why, sampled = "the server reads every update before it is clipped and noised", self.facts.rate < 1
         bare: list[tuple[Step, int]] = [((1.0, 0.0), max(1, len(ledger)))]
         more = {**self._common(ledger), "why": why}
         return self.guarantee.statement(self.unit, "server_operator", self.guarantee.terms(), bare, sampled, **more)
@@ -299,7 +300,7 @@ class ClientPlan:
         return {
             "mechanism": mechanism,
             "sampling": self.facts.sampling,
-            "sampling_rate": self.facts.participation,
+            "sampling_rate": self.facts.rate,
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
         }

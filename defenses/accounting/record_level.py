@@ -115,7 +115,7 @@ class RecordPlan:
         if source == "update":
             return Known(clip=self.clip, step_noise_std=stds[client])
         # A mean over the expected cohort, weighted by records.
-        expected = self.facts.participation * sum(self.facts.records)
+        expected = self.facts.rate * sum(self.facts.records)
         parts = (n / expected * s for n, s in zip(self.facts.records, stds, strict=True))
-        total = math.sqrt(self.facts.participation * sum(p * p for p in parts))
+        total = math.sqrt(self.facts.rate * sum(p * p for p in parts))
         return Known(clip=self.clip, step_noise_std=total)

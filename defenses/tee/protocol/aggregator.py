@@ -240,7 +240,7 @@ class Aggregator:
             seed=self.manifest.seed,
             round=attempt.opening.round,
             invited=attempt.invited,
-            expected=self.facts.participation * self.facts.clients,
+            expected=self.facts.expected,
             weighting=self.manifest.weighting,
             layout=self.layout,
             kind=self.manifest.share,

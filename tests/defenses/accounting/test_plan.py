@@ -3,10 +3,14 @@
 import math
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation.sampling import cohort
 from privbench.defenses.accounting import ClientLevel, Facts, RecordLevel
-from privbench.defenses.accounting.accountant import epsilon
+from privbench.defenses.accounting.accountant import Terms, epsilon
 
 
 def facts(**changes) -> Facts:
@@ -78,6 +82,28 @@ def test_cohorts_of_a_fixed_size_have_an_accountant_of_their_own():
     ):
         with pytest.raises(ConfigError, match=r"accountant.*adjacency replace alone"):
             guarantee.bind(facts(sampling="fixed"))
+
+
+@given(st.integers(2, 200), st.floats(1e-3, 1.0))
+@settings(max_examples=50, deadline=None)
+def test_a_fixed_cohort_is_charged_as_it_is_drawn(clients, participation):
+    """Rounding to whole clients may draw more than was asked for: 1% of 20 clients is one of them, 5%."""
+    guarantee = ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0, adjacency="replace", accountant="rdp")
+    plan = guarantee.bind(facts(clients=clients, participation=participation, sampling="fixed"))
+    drawn = cohort(clients, participation, "fixed", torch.Generator().manual_seed(0))
+    assert plan.charge(1, drawn)["sampling_rate"] == len(drawn) / clients
+    assert plan.expected == len(drawn)
+
+
+def test_epsilon_of_a_fixed_cohort_is_of_its_share_of_the_clients():
+    guarantee = ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0, adjacency="replace", accountant="rdp")
+    plan = guarantee.bind(facts(clients=20, participation=0.01, sampling="fixed"))
+    told = plan.statements([plan.charge(r, [0]) for r in range(1, 21)])[0]
+    assert told["history"] == [[0.05, plan.noise_multiplier, 20]]
+    assert told["sampling_rate"] == 0.05
+    exact = Terms("rdp", "replace", "fixed").epsilon([((0.05, plan.noise_multiplier), 20)], 1e-3)
+    assert exact <= told["epsilon"] <= 8.0
+    assert plan.noise_std(1) == pytest.approx(plan.noise_multiplier), "the sum of one client is divided by one"
 
 
 @pytest.mark.parametrize("kind", [ClientLevel, RecordLevel])
