@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from privbench.benchmarks.build import require
-from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.randomness import chosen, stream
 from privbench.benchmarks.shares import cohort_size
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def cohort(
     or too lately, and is passed over: a fixed cohort is drawn from the others, and smaller where too few are left.
     """
     if sampling == "poisson":
-        drawn = torch.rand(clients, generator=generator) < participation
+        drawn = chosen(clients, participation, generator)
         return tuple(c for c in torch.nonzero(drawn).squeeze(1).tolist() if c not in spent)
     size = cohort_size(participation, clients)
     order = (c for c in torch.randperm(clients, generator=generator).tolist() if c not in spent)
