@@ -58,19 +58,19 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
     record = Record(prepared.path)
     with record.locked():
         before = record.read()
-        if before and before["status"] in ("complete", "diverged"):
-            if not _again(prepared.experiment, before):
-                return Outcome(before["status"], "kept", _note(before))
-            record.forget()
-        elif before and before.get("revision") != revision():
-            # What another revision began isn't continued: its numbers would be of two programs.
+        again = before is not None and _again(prepared.experiment, before)
+        if before and before["status"] in ("complete", "diverged") and not again:
+            return Outcome(before["status"], "kept", _note(before))
+        if again:
             record.forget()
         return _run(prepared, record, choices, progress, parallel_jobs)
 
 
 def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
-    stale = manifest.get("revision") != revision()
-    return experiment.rerun == "all" or (experiment.rerun == "stale" and stale)
+    """Whether to drop what there is of a run, however it ended, and do it from its first round."""
+    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
+    # What another revision began isn't continued: its numbers would be of two programs.
+    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
 
 
 def _note(manifest: dict[str, Any]) -> str | None:

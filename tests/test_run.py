@@ -164,6 +164,16 @@ def test_a_finished_run_is_kept_and_repeated_when_asked(tmp_path):
     assert first.status == again.status == "complete"
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_rerun_all_starts_anew_what_did_not_finish(tmp_path, status):
+    killed(tmp_path, "federation.rounds=3")
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "manifest.json").write_text(json.dumps({**manifest(path), "status": status}))
+    counter = Counter()
+    outcome, _ = do(tmp_path, "federation.rounds=3", "rerun=all", progress=counter)
+    assert (outcome.status, outcome.how, counter.rounds) == ("complete", "ran", [1, 2, 3])
+
+
 def test_stale_repeats_runs_of_another_revision_alone(tmp_path):
     _, path = do(tmp_path, "federation.rounds=1")
     assert do(tmp_path, "federation.rounds=1", "rerun=stale")[0].how == "kept"
