@@ -5,7 +5,7 @@ import hashlib
 import math
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ class Outcome:
     Args:
         status: as in its manifest.
         how: ``ran``, ``resumed``, or ``kept`` (it was there already).
-        note: why it failed, or what is worth knowing of a kept run.
+        note: why it failed, or what is worth knowing of a kept run, or of what one took the place of.
     """
 
     status: Status
@@ -61,9 +61,11 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
         again = before is not None and _again(prepared.experiment, before)
         if before and before["status"] in ("complete", "diverged") and not again:
             return Outcome(before["status"], "kept", _note(before))
+        dropped = _dropped(before) if before and again else None
         if again:
             record.forget()
-        return _run(prepared, record, choices, progress, parallel_jobs)
+        outcome = _run(prepared, record, choices, progress, parallel_jobs, dropped)
+        return replace(outcome, note="; ".join(n for n in (dropped, outcome.note) if n) or None)
 
 
 def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
@@ -77,18 +79,30 @@ def _note(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        found = manifest.get("revision") or {}
-        other = (found.get("commit") or found.get("version") or "unknown")[:12]
-        return f"made by another revision ({other}); rerun=stale repeats it"
+        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
     return None
 
 
-def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int) -> Outcome:
+def _dropped(manifest: dict[str, Any]) -> str | None:
+    """What is to be said of an unfinished run that is not gone on with, without having been asked for."""
+    if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
+        return None
+    return f"another revision ({_made_by(manifest)}) had begun it: started anew"
+
+
+def _made_by(manifest: dict[str, Any]) -> str:
+    found = manifest.get("revision") or {}
+    return (found.get("commit") or found.get("version") or "unknown")[:12]
+
+
+def _run(
+    prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int, dropped: str | None
+) -> Outcome:
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
     federation = prepared.federation
     workers = federation.workers(jobs)
-    state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
+    state = record.begin({**_manifest(prepared, choices, workers), "dropped": dropped}) or federation.start()
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
     session = engine = None

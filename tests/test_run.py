@@ -17,7 +17,9 @@ import torch
 
 from privbench.attacks.poisoning import Poisoner
 from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.results.load import load
 from privbench.benchmarks.results.record import Record
+from privbench.benchmarks.results.table import table
 from privbench.benchmarks.run import Outcome, run
 from privbench.benchmarks.sweep import compose
 
@@ -186,6 +188,19 @@ def test_stale_repeats_runs_of_another_revision_alone(tmp_path):
         assert kept.how == "kept"
         assert f"({named})" in kept.note
         assert do(tmp_path, "federation.rounds=1", "rerun=stale")[0].how == "ran"
+
+
+def test_what_another_revision_began_is_started_anew_and_that_is_said(tmp_path):
+    killed(tmp_path, "federation.rounds=3")
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "manifest.json").write_text(json.dumps({**manifest(path), "revision": {"commit": "0" * 40, "dirty": False}}))
+    counter = Counter()
+    outcome, _ = do(tmp_path, "federation.rounds=3", progress=counter)
+    assert (outcome.status, outcome.how, counter.rounds) == ("complete", "ran", [1, 2, 3])
+    assert outcome.note == manifest(path)["dropped"] == f"another revision ({'0' * 12}) had begun it: started anew"
+    notes = table(load(path)).notes
+    assert f"begun by another revision, and started anew: {path.name}." in notes
+    assert manifest(do(tmp_path, "federation.rounds=2")[1])["dropped"] is None
 
 
 def test_divergence_is_a_status_and_never_a_number(tmp_path):

@@ -71,6 +71,8 @@ class Record:
         started = before.get("started") if saved else None
         self.manifest = {
             **manifest,
+            # What was said of an earlier run of another revision holds however often this one is cut off.
+            "dropped": before.get("dropped") if saved else manifest.get("dropped"),
             "status": "running",
             "error": None,
             "resumed": resumed,
