@@ -44,8 +44,8 @@ class Experiment:
         results_dir: where results go.
         data_dir: where data sets are looked for first.
         name: of the sweep that this run belongs to.
-        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``, which starts failed and
-            killed ones anew as well.
+        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``, which starts failed
+            and killed ones anew as well.
         trusted_targets: packages besides privbench that ``_target_`` may name.
         published: figures that a paper reports of this experiment, for the report.
     """

@@ -193,7 +193,8 @@ def test_stale_repeats_runs_of_another_revision_alone(tmp_path):
 def test_what_another_revision_began_is_started_anew_and_that_is_said(tmp_path):
     killed(tmp_path, "federation.rounds=3")
     (path,) = (tmp_path / "runs").iterdir()
-    (path / "manifest.json").write_text(json.dumps({**manifest(path), "revision": {"commit": "0" * 40, "dirty": False}}))
+    other = {"commit": "0" * 40, "dirty": False}
+    (path / "manifest.json").write_text(json.dumps({**manifest(path), "revision": other}))
     counter = Counter()
     outcome, _ = do(tmp_path, "federation.rounds=3", progress=counter)
     assert (outcome.status, outcome.how, counter.rounds) == ("complete", "ran", [1, 2, 3])
