@@ -210,8 +210,8 @@ def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
 
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
-    if federation.plan and federation.plan.affordable is not None:
-        rounds = min(rounds, federation.plan.affordable)
+    affordable = federation.plan.affordable() if federation.plan else None
+    rounds = rounds if affordable is None else min(rounds, affordable)
     if leakage:
         domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
         hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"

@@ -14,6 +14,7 @@ from torch import nn
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
@@ -113,7 +114,7 @@ def _run(
         side = federation.client_side(session)
         engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
         progress.start(prepared, state.round)
-        for finished in federation.run(state, side, engine):
+        for finished in federation.run(state, side, engine, Attempts(record.attempts)):
             rows = list(_measure(prepared, finished, model, side, engine, record))
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)

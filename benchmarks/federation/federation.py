@@ -14,6 +14,7 @@ from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation import attested, units
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
 from privbench.benchmarks.federation.initial import model_of
@@ -315,19 +316,23 @@ class Federation:
         expected = self.facts.rate * sum(sizes)
         return [s * rate / expected for s in sizes]
 
-    def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
+    def run(
+        self, state: ServerState, side: ClientSide, engine: engines.Engine, attempts: Attempts | None = None
+    ) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.
 
         Args:
             state: from :meth:`start` or a checkpoint; changed in place.
             side: from :meth:`client_side`, the context that ``engine`` was made with.
             engine: where clients run.
+            attempts: at the round after ``state``, those that a killed process began; ``None`` for none.
 
         Raises:
             Diverged: if the model leaves the finite numbers.
+            HistoryMissing, BudgetSpent: under a guarantee, if what is left of an earlier process can't be gone on with.
             WorkerDied, ClientFailed: if a worker dies or a client function raises.
         """
-        return Loop(self, side, engine).rounds(state)
+        return Loop(self, side, engine, attempts or Attempts()).rounds(state)
 
 
 def number_of_clients(settings: FederationSettings, task: Task) -> int:

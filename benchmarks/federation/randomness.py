@@ -9,16 +9,18 @@ _CELLS = 2**24
 """Of float32 uniforms, which are whole multiples of one over it."""
 
 
-def stream(seed: int, purpose: str, round: int = 0, client: int = -1) -> torch.Generator:
-    """A CPU generator that depends on these four values and on nothing else.
+def stream(seed: int, purpose: str, round: int = 0, client: int = -1, attempt: int = 1) -> torch.Generator:
+    """A CPU generator that depends on these five values and on nothing else.
 
     Args:
         seed: the run's seed.
         purpose: what it is drawn for (``"batches"``, ``"noise"``, ...): streams never share.
         round: communication round, from 1; 0 before the first.
         client: client index, -1 for the server.
+        attempt: at the round, from 1, where each draws its own.
     """
-    digest = hashlib.blake2b(f"{seed}|{purpose}|{round}|{client}".encode(), digest_size=8).digest()
+    again = f"|{attempt}" if attempt > 1 else ""
+    digest = hashlib.blake2b(f"{seed}|{purpose}|{round}|{client}{again}".encode(), digest_size=8).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(digest, "little") & (2**63 - 1))
     return generator

@@ -35,9 +35,9 @@ def cohort(
     return tuple(sorted(islice(order, size)))
 
 
-def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) -> tuple[int, ...]:
-    """The cohort of round ``number``, with the poisoner's clients where its schedule wants them."""
-    settings, generator = federation.settings, stream(federation.seed, "cohort", number)
+def drawn(federation: "Federation", number: int, spent: Collection[int] = (), attempt: int = 1) -> tuple[int, ...]:
+    """The cohort of an attempt at round ``number``, with the poisoner's clients where its schedule wants them."""
+    settings, generator = federation.settings, stream(federation.seed, "cohort", number, attempt=attempt)
     poisoner, attackers = federation.poisoner, federation.attackers
     if poisoner is None or poisoner.schedule.invited == "as_others":
         return cohort(federation.clients, settings.participation, federation.sampling, generator, spent)

@@ -112,8 +112,9 @@ class ClientLevel(Guarantee):
         if self.count_noise is not None:
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
             require(self.count_noise > sigma / 2, "count_noise", self.count_noise, hint)
-        affordable = self.affordable([((rate, sigma), 1)], facts, facts.sampling)
-        return ClientPlan(self, facts, sigma, affordable=affordable)
+        plan = ClientPlan(self, facts, sigma)
+        self.check_budget([plan.spent(1)], facts.sampling)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,6 @@ class ClientPlan:
     facts: Facts
     noise_multiplier: float
     grid: Grid | None = None
-    affordable: int | None = None
     unit: Unit = field(default="client", init=False)
 
     def on(self, grid: Grid) -> "ClientPlan":
@@ -139,6 +139,7 @@ class ClientPlan:
         grid.bound(self.clip)
         made = replace(self, grid=grid)
         made.proven(made.sum_multiplier)
+        made.guarantee.check_budget([made.spent(1)], made.facts.sampling)
         return made
 
     def proven(self, multiplier: float) -> float:
@@ -224,6 +225,25 @@ class ClientPlan:
         """Whether the guarantee holds although so many clients add no noise."""
         return self.shares <= max(1, self.needed - tampering)
 
+    def counted(self, rounds: int, lost: int = 0) -> int:
+        """How often any one client's update is in what was released after so many rounds and ``lost`` attempts."""
+        if self.matrix is None:
+            return self.facts.counted(rounds, lost)
+        # A row of the matrix that is released twice holds what clients of earlier rounds sent.
+        return self.facts.counted(rounds) + lost
+
+    def spent(self, rounds: int, lost: int = 0) -> tuple[Step, int]:
+        """What so many rounds and ``lost`` attempts cost against whom the noise is calibrated."""
+        if self.guarantee.noise == "central" and self.matrix is None:
+            return (self.facts.rate, self.noise_multiplier), rounds + lost
+        local = self.guarantee.noise == "local"
+        multiplier = self.noise_multiplier if local else self.proven(self.noise_multiplier)
+        return (1.0, multiplier), self.counted(rounds, lost)
+
+    def affordable(self, lost: int = 0) -> int | None:
+        facts = self.facts
+        return self.guarantee.rounds_within(lambda n: [self.spent(n, lost)], facts.rounds, facts.sampling)
+
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         if self.guarantee.noise == "central":
             rate = self.facts.rate if self.matrix is None else 1.0
@@ -245,7 +265,7 @@ class ClientPlan:
         if self.shares:
             return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
         if self.matrix is not None:
-            apart, n = self.facts.separation, self.facts.counted(len(ledger))
+            apart, n = self.facts.separation, self._counted(ledger)
             why = f"nothing is amplified: a client takes part once in {apart} rounds, {n} times at most"
             return self._unsampled("model_recipient", ledger, "noise_multiplier", why)
         rate, terms = self.facts.rate, self.guarantee.terms(self.facts.sampling)
@@ -267,7 +287,8 @@ class ClientPlan:
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
         """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
-        history = [((1.0, e[noise]), 1) for e in ledger[: self.facts.counted(len(ledger))]]
+        # Without the noise of single rounds there is no saying which of them a client took part in; it is the same.
+        history = [((1.0, e[noise]), 1) for e in ledger[: self._counted(ledger)]]
         replace = self.guarantee.adjacency == "replace"
         terms = Terms(self.guarantee.accountant, "replace" if replace else "zero_out")
         more: dict[str, Any] = {
@@ -287,6 +308,10 @@ class ClientPlan:
                 others = "and none of them is the adversary's"
                 more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
         return self.guarantee.statement(self.unit, adversary, terms, history, False, **more)
+
+    def _counted(self, ledger: list[dict[str, Any]]) -> int:
+        rounds = len({e["round"] for e in ledger})
+        return self.counted(rounds, len(ledger) - rounds)
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")

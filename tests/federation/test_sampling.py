@@ -7,6 +7,7 @@ from privbench.benchmarks.federation.sampling import answering, cohort
 
 def test_streams_differ_by_each_name_and_by_nothing_else():
     names = [(0, "a", 1, 1), (1, "a", 1, 1), (0, "b", 1, 1), (0, "a", 2, 1), (0, "a", 1, 2), (0, "a1", 1, 1)]
+    names += [(0, "a", 1, 1, 2), (0, "a", 1, 12), (0, "a", 1, 1, 12)]
     draws = [torch.rand(4, generator=stream(*n)).tolist() for n in names]
     assert len({tuple(d) for d in draws}) == len(names)
     torch.rand(5)

@@ -1,6 +1,8 @@
 """Guarantees bound to a federation: what they refuse, and what they state."""
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -153,16 +155,66 @@ def test_without_noise_there_is_no_epsilon():
         assert all(s["epsilon"] is None for s in plan.statements([plan.charge(1, [0])]))
 
 
+LEVELS: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "central": (ClientLevel, {}, "model_recipient"),
+    "local": (ClientLevel, {"noise": "local"}, "server_operator"),
+    "banded": (ClientLevel, {"bands": 3}, "model_recipient"),
+    "record": (RecordLevel, {}, "server_operator"),
+}
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("central", {}),
+        ("local", {}),
+        ("local", {"cap": 4}),
+        ("local", {"separation": 3}),
+        ("banded", {"separation": 3}),
+        ("banded", {"separation": 3, "cap": 2}),
+        ("record", {}),
+        ("record", {"cap": 3}),
+    ],
+    ids=str,
+)
+def test_rounds_that_are_affordable_beside_lost_attempts_are_within_the_budget(name, limits, lost):
+    kind, own, adversary = LEVELS[name]
+    given = facts(sampling="poisson" if name == "central" else "fixed", **limits)
+
+    def spent(plan: Any, rounds: int, again: int) -> float:
+        ledger = [plan.charge(r, [0]) for r in [*[1] * again, *range(1, rounds + 1)]]
+        return next(s["epsilon"] for s in plan.statements(ledger) if s["adversary"] == adversary)
+
+    free = kind(delta=1e-5, clip=1.0, noise_multiplier=4.0, **own)
+    plan = replace(free, budget=spent(free.bind(given), 13, 0)).bind(given)
+    most = plan.affordable(lost)
+    assert 0 <= most <= 20
+    assert most == 0 or spent(plan, most, lost) <= plan.guarantee.budget + 1e-4
+    assert most == 20 or spent(plan, most + 1, lost) > plan.guarantee.budget
+    assert most < 13 or limits, "attempts take the place of rounds"
+
+
+def test_a_row_that_is_released_again_costs_whoever_was_in_the_rows_before_it():
+    """However often it was: with every attempt clients are counted for who take part in none."""
+    plan = ClientLevel(delta=1e-5, clip=1.0, noise_multiplier=4.0, bands=3).bind(
+        facts(sampling="fixed", separation=3, cap=2)
+    )
+    stated = plan.statements([plan.charge(r, [0]) for r in [1, 2, 2, 2, *range(3, 21)]])[0]
+    assert stated["history"] == [[1.0, 4.0, 2 + 2]]
+
+
 @pytest.mark.parametrize(("kind", "budget"), [(ClientLevel, 1.0), (RecordLevel, 2.0)])
 def test_a_budget_allows_as_many_attempts_as_it_pays_for(kind, budget):
     guarantee = kind(delta=1e-5, clip=1.0, noise_multiplier=2.0, budget=budget)
     plan = guarantee.bind(facts())
-    assert plan.affordable is not None
-    assert 1 <= plan.affordable < 40
-    ledger = [plan.charge(r, [0]) for r in range(1, plan.affordable + 2)]
+    affordable = plan.affordable()
+    assert affordable is not None
+    assert 1 <= affordable < 20
+    ledger = [plan.charge(r, [0]) for r in range(1, affordable + 2)]
     within, beyond = (max(s["epsilon"] or 0.0 for s in plan.statements(x)) for x in (ledger[:-1], ledger))
     assert within <= budget < beyond
-    assert kind(delta=1e-5, clip=1.0, noise_multiplier=2.0).bind(facts()).affordable is None
+    assert kind(delta=1e-5, clip=1.0, noise_multiplier=2.0).bind(facts()).affordable() is None
     with pytest.raises(ConfigError, match=r"budget.*first round takes"):
         kind(delta=1e-5, clip=1.0, noise_multiplier=2.0, budget=1e-3).bind(facts())
     for bad in (0.0, -1.0, math.inf):
