@@ -44,7 +44,8 @@ class Experiment:
         results_dir: where results go.
         data_dir: where data sets are looked for first.
         name: of the sweep that this run belongs to.
-        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``.
+        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``, which starts failed
+            and killed ones anew as well.
         trusted_targets: packages besides privbench that ``_target_`` may name.
         published: figures that a paper reports of this experiment, for the report.
     """
@@ -209,8 +210,8 @@ def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
 
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
-    if federation.plan and federation.plan.affordable is not None:
-        rounds = min(rounds, federation.plan.affordable)
+    affordable = federation.plan.affordable() if federation.plan else None
+    rounds = rounds if affordable is None else min(rounds, affordable)
     if leakage:
         domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
         hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"
