@@ -1,7 +1,9 @@
 """Made records, for tests of what is done with them: every number in them is invented and says so in ``arm``."""
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,5 +112,19 @@ def make_record() -> Callable[..., dict[str, Any]]:
             "evidence": None,
         }
         return {**made, **changes}
+
+    return make
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[[str], Path]:
+    """``plant("snp_guest")``: a root directory with the files of ``machines/snp_guest.txt``."""
+
+    def make(name: str) -> Path:
+        text = (Path(__file__).with_name("machines") / f"{name}.txt").read_text()
+        for path, content in re.findall(r"^==> ([^\n]+) <==\n(.*?)(?=^==> |\Z)", text, re.DOTALL | re.MULTILINE):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(content)
+        return tmp_path
 
     return make
