@@ -1,7 +1,9 @@
 """Made records, for tests of what is done with them: every number in them is invented and says so in ``arm``."""
 
 import copy
+import importlib.util
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,17 @@ def plant(tmp_path: Path) -> Callable[[str], Path]:
         return tmp_path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def forge() -> Any:
+    """The forge of AMD-like chains and reports, under a root of the tests' own, of tests/defenses/tee."""
+    path = Path(__file__).parents[1] / "defenses" / "tee" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("forge_of_reports", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look for their module by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Forge
