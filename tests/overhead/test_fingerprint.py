@@ -149,7 +149,7 @@ def test_a_gpu_with_confidential_computing(monkeypatch):
 def test_a_driver_that_knows_no_confidential_computing_is_unknown_and_not_off(monkeypatch):
     without = dict.fromkeys(n for n in vars(nvml()) if "ConfCompute" in n)
     monkeypatch.setitem(sys.modules, "pynvml", nvml(**without))
-    (found,) = gpu.found() or ()
+    (found,) = gpu.found() or [{}]
     assert {found[n] for n in ("feature", "environment", "ready", "protected_bytes", "cpu_capability")} == {None}
     assert list(Draft202012Validator(schema.GPU).iter_errors(found)) == []
 
