@@ -7,7 +7,7 @@ from pathlib import Path
 
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp")
+COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp", "overhead")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -26,6 +26,7 @@ commands:
   noise --epsilon E --sampling-rate Q --steps T --delta D
                             what noisy steps guarantee, and the noise that a guarantee takes
   dp verify STATEMENT       recompute the epsilon that a private run states
+  overhead plan             what confidential computing costs: what it takes to measure it
 
 examples:
   privbench run experiment=quickstart
@@ -66,6 +67,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
     own = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
     if name in own:
         return own[name]
+    if name == "overhead":
+        from privbench.benchmarks.overhead.command import overhead
+
+        return overhead
     from privbench.defenses.accounting import command
 
     return {"epsilon": command.epsilon, "noise": command.noise, "dp": command.dp}[name]
