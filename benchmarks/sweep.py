@@ -75,7 +75,7 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
     Raises:
         ConfigError: for the first bad one, with its overrides in a sweep.
     """
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         overrides = _deferred(overrides)
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
         first = _compose(hydra, overrides, mode)
@@ -100,7 +100,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
     """
     from privbench.benchmarks.experiment import prepare
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return prepare(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
@@ -112,14 +112,14 @@ def divided(overrides: list[str], config_dir: str | None = None) -> tuple["Exper
     """
     from privbench.benchmarks import experiment
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return experiment.divided(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[Hydra]:
+def searching(config_dir: str | None, package: str = "privbench.conf") -> Iterator[Hydra]:
     """Hydra over the suite's configuration and the user's; its errors become :class:`ConfigError`."""
-    search = create_automatic_config_search_path(None, None, "pkg://privbench.conf")
+    search = create_automatic_config_search_path(None, None, f"pkg://{package}")
     if config_dir:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
@@ -243,7 +243,7 @@ def _translate(error: Exception) -> ConfigError:
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         return ConfigError(found[1], found[2], "several values are a sweep: add -m (or quote the value)")
     if found := re.search(r"Could not override '([^']+)'", text):
-        return ConfigError(found[1], "...", "no such key; privbench run --help lists them (+key=value appends one)")
+        return ConfigError(found[1], "...", "no such key; --help lists them (+key=value appends one)")
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return ConfigError("override", found[1], "write it as key=value")
     for noise in ("full_key:", "object_type=", "Set the environment variable"):

@@ -22,22 +22,7 @@ VOLATILE = frozenset(
 FOLLOWS = frozenset({"machine.kernel.clocksource", "machine.memory.total_bytes", "machine.memory.numa"})
 """A guest's protection can change these by itself: a difference between arms is noted."""
 
-COMPUTING = (
-    "sse",
-    "ssse",
-    "avx",
-    "fma",
-    "f16c",
-    "bmi",
-    "aes",
-    "vaes",
-    "sha",
-    "vpclmul",
-    "pclmul",
-    "amx",
-    "adx",
-    "gfni",
-)
+COMPUTING = ("sse", "ssse", "avx", "fma", "f16c", "bmi", "aes", "vaes", "sha", "pclmul", "vpclmul", "amx", "adx", "gf")
 """Processor flags that decide how fast code computes; others come and go with the protection."""
 
 MEMORY_SLACK = 0.1
@@ -76,7 +61,9 @@ def admit(arms: Mapping[str, Sequence[Record]], allow: Iterable[str] = ()) -> li
     if unknown:
         raise Incomparable([f"allow={unknown[0]}: no field of these records, such as machine.kernel.release"])
     for field in names:
-        values = {arm: _distinct([each.get(field, _ABSENT) for each in one]) for arm, one in found.items()}
+        # Of a workload that some records lack, that is said once, not of each of its settings.
+        some = {a: [e for e in one if field in e or not field.startswith("workloads.")] for a, one in found.items()}
+        values = {arm: _distinct([each.get(field, _ABSENT) for each in one]) for arm, one in some.items() if one}
         if len({json.dumps(v, sort_keys=True) for some in values.values() for v in some}) == 1:
             continue
         said = f"{field}: {_said(values)}"
@@ -106,6 +93,7 @@ def facts(record: Record) -> dict[str, Any]:
     gpus = record["machine"]["gpus"]
     found["machine.gpus"] = gpus and [{"name": g["name"], "driver": g["driver"]} for g in gpus]
     for one in record["measurements"]:
+        found[f"measured.{key(one)}"] = "taken"
         found |= {f"workloads.{key(one)}.{part}": one[part] for part in _OF_WORK}
     return {field: value for field, value in found.items() if field not in VOLATILE}
 

@@ -191,8 +191,8 @@ def _of_arms(
     few = [f"{name} {count}" for name, count in boots.items() if count < WANTED_BOOTS]
     if few:
         notes.append(
-            f"Few boots ({', '.join(few)}): below {LEAST_BOOTS} there is no interval, below {WANTED_BOOTS} a slow-down of 1.05 is "
-            "mostly missed."
+            f"Few boots ({', '.join(few)}): below {LEAST_BOOTS} there is no interval, below {WANTED_BOOTS} a slow-down "
+            "of 1.05 is mostly missed."
         )
     shared = {r["boot"] for r in arms[base]} & {r["boot"] for name, some in arms.items() if name != base for r in some}
     if shared:
@@ -213,8 +213,8 @@ def _of_rows(rows: Sequence[Row], level: float) -> list[str]:
     compared = dict.fromkeys(r.workload for r in rows if r.null is not None)
     if noisy:
         notes.append(
-            f"NOISY MACHINE: in {len(noisy)} of {len(compared)} workloads plain differs from plain, or may by more than "
-            f"{NOISY:.0%}: {', '.join(noisy)}."
+            f"NOISY MACHINE: in {len(noisy)} of {len(compared)} workloads plain differs from plain, or may by more "
+            f"than {NOISY:.0%}: {', '.join(noisy)}."
         )
     if len(rows) > 1:
         by_chance = (1 - level) * len(rows)

@@ -144,8 +144,8 @@ MEASUREMENT = _object(
 """One case of one workload.
 
 ``wall_ns``, ``cpu_ns`` (of this process and the children that it waited for) and ``start_ns`` (since the record began)
-have one entry for each repeat, in the order they were taken, warm-up left out. A repeat makes ``calls`` calls, each of which does
-``work``; ``wall_ns[i] / calls`` is a call's time. ``unavailable`` ones have none, and a ``reason``.
+have one entry for each repeat, in the order they were taken, warm-up left out. A repeat makes ``calls`` calls, each of
+which does ``work``; ``wall_ns[i] / calls`` is a call's time. ``unavailable`` ones have none, and a ``reason``.
 """
 
 EVIDENCE = _object({"platform": _TEXT, "report": _BASE64, "certificates": _list(_BASE64)})
@@ -180,6 +180,7 @@ RECORD: dict[str, Any] = {
 }
 """A record of one boot under one arm.
 
-``arm`` is the name that whoever took the record gave it (``plain``, ``snp``), their word; ``boot`` is the kernel's boot id:
-records of one boot are one cluster. REPORT_DATA of the evidence is the digest of all else.
+``arm`` is the name that whoever took the record gave it (``plain``, ``snp``), their word; ``boot`` is the kernel's boot
+id: records of one boot are one cluster. REPORT_DATA of the evidence is the digest of all else. ``swiotlb_forced`` is
+what the command line asks for; an encrypted guest bounces without being asked.
 """

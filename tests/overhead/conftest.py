@@ -91,7 +91,7 @@ def measured(name: str, wall_ns: Sequence[int], **changes: Any) -> dict[str, Any
 
 @pytest.fixture
 def make_record() -> Callable[..., dict[str, Any]]:
-    """``make_record({"syscalls/getppid": [100, 101]}, boot="a")``: a record with these wall times and further changes."""
+    """``make_record({"syscalls/getppid": [100, 101]}, boot="a")``: a record with these wall times and changes."""
 
     def make(times: Mapping[str, Sequence[int]] | None = None, **changes: Any) -> dict[str, Any]:
         times = times or {"syscalls/getppid": [100, 101, 99], "memory_bandwidth/triad": [5000, 5100, 4900]}
