@@ -70,7 +70,7 @@ def admit(arms: Mapping[str, Sequence[Record]], allow: Iterable[str] = ()) -> li
         if any(_under(field, a) for a in allowed):
             notes.append(f"allowed to differ: {said}")
         elif field in FOLLOWS and (field == "machine.kernel.clocksource" or _close(values)):
-            notes.append(f"differs with the protection: {said}")
+            notes.append(f"may differ with the protection: {field}, {_extent(values)}")
         else:
             faults.append(said)
     if faults:
@@ -131,13 +131,22 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
+def _extent(values: Mapping[str, Sequence[Any]]) -> str:
+    """How far values of :data:`FOLLOWS` differ."""
+    shown = {_short(v) for some in values.values() for v in some}
+    amounts = [_amount(v) for some in values.values() for v in some if not isinstance(v, str)]
+    return f"by up to {max(amounts) / min(amounts) - 1:.1%}" if amounts else ", ".join(sorted(shown))
+
+
+def _amount(value: Any) -> int:
+    """Bytes of memory, or of all nodes."""
+    return sum(node["bytes"] or 0 for node in value) if isinstance(value, list) else value or 0
+
+
 def _close(values: Mapping[str, Sequence[Any]]) -> bool:
     """Whether amounts of memory differ by no more than bounce buffers explain; the same nodes in any case."""
-    shapes, amounts = set(), []
-    for value in (v for some in values.values() for v in some):
-        if isinstance(value, list):
-            amounts.append(sum(node["bytes"] or 0 for node in value))
-            shapes.add(json.dumps([{k: v for k, v in node.items() if k != "bytes"} for node in value]))
-        else:
-            amounts.append(value or 0)
+    every = [v for some in values.values() for v in some]
+    amounts = [_amount(v) for v in every]
+    lists = [v for v in every if isinstance(v, list)]
+    shapes = {json.dumps([{k: v for k, v in node.items() if k != "bytes"} for node in one]) for one in lists}
     return len(shapes) <= 1 and min(amounts) > 0 and max(amounts) / min(amounts) <= 1 + MEMORY_SLACK

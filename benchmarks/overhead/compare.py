@@ -81,7 +81,7 @@ class Comparison:
 def compare(
     records: Sequence[Record],
     base: str | None = None,
-    null: str = "null",
+    null: str = "again",
     cluster: Cluster = "boot",
     allow: Iterable[str] = (),
     level: float = 0.95,
@@ -164,11 +164,11 @@ def _doubts(records: Sequence[Record], workload: str) -> tuple[str, ...]:
 
 
 def _missing(arms: Mapping[str, Sequence[Record]]) -> list[str]:
-    reasons: dict[str, str] = {}
+    where: dict[tuple[str, str], dict[str, None]] = {}
     for name, records in arms.items():
         for one in (one for record in records for one in record["measurements"] if one["status"] != "measured"):
-            reasons[f"{key(one)} isn't measured under {name}"] = one["reason"]
-    return [f"{what}: {why}." for what, why in reasons.items()]
+            where.setdefault((key(one), one["reason"]), {})[name] = None
+    return [f"{what} isn't measured under {', '.join(names)}: {why}." for (what, why), names in where.items()]
 
 
 def _of_arms(

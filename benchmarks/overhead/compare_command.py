@@ -13,16 +13,18 @@ if TYPE_CHECKING:
     from privbench.benchmarks.overhead.compare import Comparison
 
 COMPARED, REFUSED, BAD_INPUT = 0, 1, 2
+WIDE = 170
+"""Characters of a table that goes into a file or a pipe."""
 
 DESCRIPTION = """\
 Compare records (privbench overhead record) of arms: the time of each workload as a ratio to the first record's arm,
-with an interval over boots, and plain against plain beside it. Records of one arm have its name; those of the arm "null" are
-the base a second time. Records whose machines, packages, settings or workloads differ are refused, and what differs is
-named; so are records of a software TEE. What others published is a table and a panel of its own.
+with an interval over boots, and plain against plain (the null) beside it: records of the arm "again" are the base a
+second time. Records whose machines, packages, settings or workloads differ are refused, and what differs is named; so
+are records of a software TEE. What others published is a table and a panel of its own.
 
 examples:
-  privbench overhead compare records/*-plain.json records/*-null.json records/*-sev_snp.json --out comparison
-  privbench overhead compare plain/ null/ snp/ --allow machine.kernel.release
+  privbench overhead compare records/*-plain.json records/*-again.json records/*-sev_snp.json --out comparison
+  privbench overhead compare plain/ again/ snp/ --allow machine.kernel.release
 """
 
 
@@ -53,8 +55,7 @@ def compare(arguments: list[str]) -> int:
     except (ConfigError, OSError) as error:
         print(f"privbench overhead compare: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
-    table = tables.measured(found)
-    print(table.text(Console().width))
+    print(tables.measured(found).text(Console().width if sys.stdout.isatty() else WIDE))
     if options.out is not None:
         for path in _write(found, options.out):
             print(path)
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("records", nargs="+", metavar="RECORD", help="files, or folders of *.json; the base's first")
     parser.add_argument("--base", metavar="ARM", help="what others are divided by (default: the first record's arm)")
-    parser.add_argument("--null", default="null", metavar="ARM", help="the base a second time (default: null)")
+    parser.add_argument("--null", default="again", metavar="ARM", help="the base a second time (default: again)")
     parser.add_argument(
         "--cluster",
         choices=("boot", "record"),

@@ -9,6 +9,8 @@ from privbench.benchmarks.overhead.published import PUBLISHED
 from privbench.benchmarks.results.style import COLOURS, MARKERS, PAGE, new, save, style, wrap
 
 NULL = "#B0B0B0"
+REACH = 10.0
+"""Ratios beyond this one and its inverse aren't drawn: an interval that wide says nothing."""
 
 
 def draw(comparison: Comparison, stem: Path) -> list[Path]:
@@ -21,7 +23,7 @@ def draw(comparison: Comparison, stem: Path) -> list[Path]:
         figure = new(PAGE, sum(room) + 0.4)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=room)
         _measured(above, comparison, workloads, arms)
-        _literature(below)
+        _literature(below, _limits(comparison))
         below.set_xlabel("time, protected over plain (log scale)")
         figure.legend(loc="outside lower center", ncols=min(len(arms) + 1, 4))
         return save(figure, stem)
@@ -68,7 +70,15 @@ def _point(axes: Axes, row: Row, place: int, arms: list[str]) -> None:
         axes.errorbar(one.value, at, xerr=spread, capsize=2, linestyle="", **look)
 
 
-def _literature(axes: Axes) -> None:
+def _limits(comparison: Comparison) -> tuple[float, float]:
+    """Of the axis: what was measured, and what was published."""
+    seen = [1.0, *(r.high for r in PUBLISHED if r.high is not None)]
+    for one in (r for row in comparison.rows for r in (row.ratio, row.null) if r is not None):
+        seen += [x for x in (one.value, one.low, one.high) if x is not None]
+    return max(0.95 * min(seen), 1 / REACH), min(1.05 * max(seen), REACH)
+
+
+def _literature(axes: Axes, limits: tuple[float, float]) -> None:
     """Hatched and without points: a range is no measurement, and none of these were taken here."""
     shown = [(r, r.low, r.high) for r in PUBLISHED if r.low is not None and r.high is not None]
     for place, (_, low, high) in enumerate(shown):
@@ -79,7 +89,9 @@ def _literature(axes: Axes) -> None:
     axes.set_yticks(range(len(shown)), [wrap(f"{r.source}: {r.setting}", 62) for r, _, _ in shown], fontsize=5.5)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xscale("log")
-    ticks = [0.9, 1, 1.1, 1.2, 1.5, 2, 3]
+    low, high = limits
+    axes.set_xlim(low, high)
+    ticks = [t for t in (0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_title("Ranges from the literature, not measured here", loc="left")

@@ -1,5 +1,6 @@
 """A comparison as tables: what was measured, and, apart from it, what others published."""
 
+import re
 from typing import Any
 
 from privbench.benchmarks.overhead.compare import Comparison, Row
@@ -18,12 +19,11 @@ def measured(comparison: Comparison) -> Table:
         cells = (row.workload, row.arm, f"{one.boots[0]}+{one.boots[1]}", duration(one.base), duration(one.other))
         rows.append((*cells, shown(one), shown(row.null), row.verdict + ("*" if row.doubts else "")))
         records.append(_record(comparison, row))
-    doubts = [f"* {row.workload}, {row.arm}: {doubt}." for row in comparison.rows for doubt in row.doubts]
     of = f"Ratios are {'/'.join(['arm', comparison.base])}, above 1 is slower; n is the number of boots of each."
     return Table(
         ("workload", "arm", "n", comparison.base, "arm's", "ratio", "null ratio", "verdict"),
         tuple(rows),
-        (f"{of} Brackets are {comparison.level:.0%} intervals.", *comparison.notes, *dict.fromkeys(doubts)),
+        (f"{of} Brackets are {comparison.level:.0%} intervals.", *comparison.notes, *_doubts(comparison)),
         tuple(records),
     )
 
@@ -76,14 +76,32 @@ def shown(one: Ratio | None) -> str:
     """``1.052 [1.031, 1.074]``."""
     if one is None:
         return "—"
-    interval = "" if one.low is None or one.high is None else f" [{one.low:.3f}, {one.high:.3f}]"
-    return f"{one.value:.3f}{interval}"
+    if one.low is None or one.high is None:
+        return f"{one.value:.3f}"
+    if one.high / one.low > 100:
+        return f"{one.value:.3f} [no bounds]"
+    return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _doubts(comparison: Comparison) -> list[str]:
+    """Each kind of doubt once, with the largest percentage in it and where it applies."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in comparison.rows:
+        for doubt in row.doubts:
+            shares = found.setdefault(re.sub(r"\d+%", "{}", doubt), {}).setdefault(row.workload, [])
+            shares += [int(share) for share in re.findall(r"(\d+)%", doubt)]
+    notes = []
+    for said, where in found.items():
+        largest = max((share for shares in where.values() for share in shares), default=0)
+        count = "all workloads" if len(where) == len({r.workload for r in comparison.rows}) else ", ".join(where)
+        notes.append(f"* {said.replace('{}', f'up to {largest}%')}: {count}.")
+    return notes
 
 
 def _range(low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return "—"
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
 def _record(comparison: Comparison, row: Row) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Arm:
 
 ARMS = (
     Arm("plain", "none", "what all others are compared with"),
-    Arm("null", "none", "plain a second time: plain against plain says what differs without any protection"),
+    Arm("again", "none", "plain a second time: plain against plain says what differs without any protection"),
     Arm(
         "swiotlb",
         "none",
@@ -50,14 +50,14 @@ ARMS = (
     Arm("sev_snp", "sev-snp", "encrypted memory and registers, integrity by the reverse map table", nova="amd-sev-snp"),
 )
 BASE = "plain"
-NEEDED = ("plain", "null")
+NEEDED = ("plain", "again")
 
 
 def choose(names: str) -> tuple[Arm, ...]:
     """The arms that ``names`` lists, in the order of :data:`ARMS`.
 
     Args:
-        names: separated by commas; ``plain`` and ``null`` belong to every measurement.
+        names: separated by commas; ``plain`` and ``again`` belong to every measurement.
 
     Raises:
         ConfigError: an unknown name, or one of the two that are needed is missing.

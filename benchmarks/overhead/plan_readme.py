@@ -54,8 +54,8 @@ libvirt processors are pinned one to one, with QEMU alone as a set.
 
     privbench overhead compare $compared
 
-`null` is `$base` a second time. Where its interval is wide or leaves 1, the machine was noisy, and no other ratio
-means more than that one.
+`again` is `$base` a second time, the null. Where its interval is wide or leaves 1, the machine was noisy, and no other
+ratio means more than that one.
 
 ## On an OpenStack
 

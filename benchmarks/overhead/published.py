@@ -39,7 +39,7 @@ class Range:
         return self.low is not None and bool(self.of) and re.search(self.of, workload) is not None
 
 
-_SCIENTIFIC = r"^(matrix_product|memory_bandwidth|thread_scaling)\b"
+_SCIENTIFIC = r"^(matrix_product|thread_scaling)\b"
 _TRAINING = r"^(training_step|federated_round|gradient_inversion)\b"
 
 PUBLISHED = (

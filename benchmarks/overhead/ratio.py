@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 LEAST_BOOTS = 3
 """Boots an arm, below which no interval is stated: of two boots, half the draws have no spread at all."""
 
+WIDEST = 1e6
+"""Intervals end at this ratio and its inverse: a few boots that differ much tell nothing at all."""
+
 Boots = Mapping[str, Sequence[float]]
 """Times of one workload under one arm: for each boot (or other cluster) those of its repeats, in any one unit."""
 
@@ -27,7 +30,7 @@ class Ratio:
 
     Args:
         value: other over base; above 1 is slower.
-        low, high: of the interval; ``None`` with too few boots.
+        low, high: of the interval, at most a factor of :data:`WIDEST`; ``None`` with too few boots.
         level: of the interval.
         base, other: the arms' times, in the unit they were given.
         boots: of base and other.
@@ -71,7 +74,8 @@ def ratio(base: Boots, other: Boots, level: float = 0.95, draws: int = 4000, see
     distance = float(b.mean() - a.mean())
     low = high = None
     if min(len(a), len(b)) >= LEAST_BOOTS:
-        low, high = (float(np.exp(x)) for x in studentised(a, b, level, draws, np.random.default_rng(seed)))
+        interval = studentised(a, b, level, draws, np.random.default_rng(seed))
+        low, high = (float(np.exp(np.clip(x, -np.log(WIDEST), np.log(WIDEST)))) for x in interval)
     return Ratio(
         value=float(np.exp(distance)),
         low=low,

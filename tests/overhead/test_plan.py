@@ -77,7 +77,7 @@ def test_domains_are_the_same_but_for_the_protection(pages):
     domains = {a.name: domain(machine, a) for a in ARMS}
     assert len({stripped(text) for text in domains.values()}) == 1
     launched = {n: ET.fromstring(text).find("launchSecurity") for n, text in domains.items()}
-    assert [n for n, found in launched.items() if found is None] == ["plain", "null", "swiotlb"]
+    assert [n for n, found in launched.items() if found is None] == ["plain", "again", "swiotlb"]
     kinds = {n: (found.get("type"), found.findtext("policy")) for n, found in launched.items() if found is not None}
     assert kinds == {"sev": ("sev", "0x3"), "sev_es": ("sev", "0x7"), "sev_snp": ("sev-snp", "0x30000")}
     lines = {n: ET.fromstring(text).findtext("os/cmdline") for n, text in domains.items()}
@@ -155,9 +155,9 @@ def test_a_plan_is_not_written_over(written, capsys):
         (["--cpus", "1-"], "cpus=1-"),
         (["--memory", "3000", "--hugepages", "1G"], "memory=3000"),
         (["--hugepages", "4M"], "hugepages=4M"),
-        (["--arms", "plain,sev"], "with null"),
-        (["--arms", "plain,null"], "arm to compare"),
-        (["--arms", "plain,null,tdx"], "arms=tdx"),
+        (["--arms", "plain,sev"], "with again"),
+        (["--arms", "plain,again"], "arm to compare"),
+        (["--arms", "plain,again,tdx"], "arms=tdx"),
         (["--boots", "7"], "boots=7"),
         (["--seed", "-1"], "seed=-1"),
         (["--repeats", "3"], "repeats=3"),
@@ -179,7 +179,7 @@ def test_bad_input_names_the_field(given, said, tmp_path, capsys):
 
 def test_processors_are_numbers_and_ranges():
     assert processors("8-10,0,12") == (8, 9, 10, 0, 12)
-    assert [a.name for a in choose(" sev_snp,null, plain")] == ["plain", "null", "sev_snp"]
+    assert [a.name for a in choose(" sev_snp,again, plain")] == ["plain", "again", "sev_snp"]
 
 
 def schema_stub(folder: Path, known: str) -> Path:
