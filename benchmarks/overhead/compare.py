@@ -15,6 +15,7 @@ NOISY = 0.05
 """Half-width of the null's interval from which a machine is called noisy for a workload."""
 
 WANTED_BOOTS = 5
+NO_SIGN = "no sign of protection"
 
 Cluster = Literal["boot", "record"]
 
@@ -184,6 +185,10 @@ def _of_arms(
         claimed = "; ".join(dict.fromkeys(_claimed(record) for record in arms[name]))
         worth = {"hardware": "proven: ", "custom": "under a root of your own: "}.get(proof.assurance, "not proven: ")
         notes.append(f"{name}: {worth}{proof.reason}. The kernel's own word: {claimed}.")
+    own = dict.fromkeys(_claimed(record) for record in arms[base])
+    if standing[base].assurance != "none" or [*own] != [NO_SIGN]:
+        said = "; ".join(own)
+        notes.append(f"{base} shows signs of protection itself: {said}. No ratio here is to an unprotected machine.")
     if null not in arms:
         notes.append("No null: without plain against plain, nobody knows what these ratios would be without any cause.")
     if cluster == "record":
@@ -204,7 +209,7 @@ def _of_arms(
 
 def _claimed(record: Record) -> str:
     seen = [s for s in record["signs"] if s["found"] and s["strength"] not in ("capability", "proof")]
-    return seen[0]["says"] if seen else "no sign of protection"
+    return seen[0]["says"] if seen else NO_SIGN
 
 
 def _of_rows(rows: Sequence[Row], level: float) -> list[str]:
