@@ -26,7 +26,8 @@ commands:
   noise --epsilon E --sampling-rate Q --steps T --delta D
                             what noisy steps guarantee, and the noise that a guarantee takes
   dp verify STATEMENT       recompute the epsilon that a private run states
-  overhead record|show      what confidential computing costs: time workloads on this machine
+  overhead plan|record|show|compare
+                            what confidential computing costs: plan arms, time this machine, compare
 
 examples:
   privbench run experiment=quickstart
