@@ -78,7 +78,7 @@ def device(number: int = 0, nonce: bytes = NONCE, **changes: Any) -> dict[str, A
     return {k: v for k, v in {**claims, **changes}.items() if v is not MISSING}
 
 
-MISSING = object()
+MISSING: Any = object()
 
 
 def bundle(
@@ -333,14 +333,15 @@ def test_key_sets_that_are_none_are_named(given, said):
 
 
 def test_bad_policies_name_the_field():
-    for wrong, said in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"nonce": b"short"}, "nonce="),
         ({"nonce": "none"}, "nonce=none"),
         ({"nonce": ANY, "issuer": ""}, "issuer="),
         ({"nonce": ANY, "gpus": 0}, "gpus=0"),
-    ):
+    ]
+    for fields, said in wrong:
         with pytest.raises(ConfigError, match=said):
-            gpu.TokenPolicy(**wrong)
+            gpu.TokenPolicy(**fields)
     with pytest.raises(ValueError, match="offset"):
         gpu.verify(GOOD, KEYS, gpu.TokenPolicy(NONCE), datetime(2026, 1, 1))
 
