@@ -20,6 +20,7 @@ commands:
   attest verify|show|measure|collect
                             AMD SEV-SNP reports: verify, print, expected measurement, get one inside a guest
   attest receipt|decision   signed receipts of a run's rounds, and of single decisions
+  attest gpu|bind           GPU attestation tokens, and their bond with a report
   invert --model M --update FILE --shape N,N,N
                             attack a gradient or an update of your own model, from a file
   epsilon --sampling-rate Q --noise-multiplier S --steps T --delta D

@@ -67,7 +67,8 @@ class Comparison:
         standing: by arm, the weakest that stands behind its records.
         notes: in words.
         level: of the intervals.
-        boots: by arm.
+        boots: by arm, or records.
+        cluster: which of the two.
     """
 
     base: str
@@ -77,6 +78,7 @@ class Comparison:
     notes: tuple[str, ...]
     level: float
     boots: Mapping[str, int]
+    cluster: Cluster
 
 
 def compare(
@@ -128,7 +130,7 @@ def compare(
     require(bool(rows), "records", ", ".join(arms), "with a workload that was measured in two arms")
     boots = {name: len({_cluster(r, cluster, n) for n, r in enumerate(some)}) for name, some in arms.items()}
     more = [*_of_arms(arms, standing, null, base, cluster, boots), *notes, *_missing(arms), *_of_rows(rows, level)]
-    return Comparison(base, null if null in arms else None, tuple(rows), standing, tuple(more), level, boots)
+    return Comparison(base, null if null in arms else None, tuple(rows), standing, tuple(more), level, boots, cluster)
 
 
 def _standing(arm: str, records: Sequence[Record], at: datetime | None) -> Proof:

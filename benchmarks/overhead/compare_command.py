@@ -81,6 +81,7 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
         "base": found.base,
         "null": found.null,
         "level": found.level,
+        "cluster": found.cluster,
         "boots": dict(found.boots),
         "standing": {arm: {"assurance": p.assurance, "reason": p.reason} for arm, p in found.standing.items()},
         "notes": found.notes,

@@ -24,7 +24,7 @@ def draw(comparison: Comparison, stem: Path) -> list[Path]:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=room)
         _measured(above, comparison, workloads, arms)
         _literature(below, _limits(comparison))
-        below.set_xlabel("time, protected over plain (log scale)")
+        below.set_xlabel(f"time, over {comparison.base} above, over unprotected below (log scale)")
         figure.legend(loc="outside lower center", ncols=min(len(arms) + 1, 4))
         return save(figure, stem)
 
@@ -54,7 +54,9 @@ def _measured(axes: Axes, comparison: Comparison, workloads: list[str], arms: li
     axes.set_ylim(len(workloads) - 0.4, -0.6)
     noisy = sum(row.noisy for row in comparison.rows)
     axes.set_title(
-        f"Measured, {comparison.level:.0%} intervals over boots" + (" — NOISY MACHINE" if noisy else ""), loc="left"
+        f"Measured, {comparison.level:.0%} intervals over {comparison.cluster}s"
+        + (" — NOISY MACHINE" if noisy else ""),
+        loc="left",
     )
     axes.axvline(1, color="black", linewidth=0.8)
 

@@ -19,7 +19,7 @@ def measured(comparison: Comparison) -> Table:
         cells = (row.workload, row.arm, f"{one.boots[0]}+{one.boots[1]}", duration(one.base), duration(one.other))
         rows.append((*cells, shown(one), shown(row.null), row.verdict + ("*" if row.doubts else "")))
         records.append(_record(comparison, row))
-    of = f"Ratios are {'/'.join(['arm', comparison.base])}, above 1 is slower; n is the number of boots of each."
+    of = f"Ratios are arm/{comparison.base}, above 1 is slower; n is the number of {comparison.cluster}s of each."
     return Table(
         ("workload", "arm", "n", comparison.base, "arm's", "ratio", "null ratio", "verdict"),
         tuple(rows),

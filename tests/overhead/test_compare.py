@@ -28,7 +28,7 @@ WORKLOADS = ("system_calls/getppid", "training_step/mlp-32", "matrix_product/256
 
 
 @pytest.fixture
-def arm(make_record: Make) -> Make:
+def arm(make_record: Make) -> Callable[..., list[dict[str, Any]]]:
     """``arm("plain", slow=1.2, boots=6)``: records of simulated boots, one a boot."""
 
     def make(
