@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
@@ -15,16 +15,22 @@ from privbench.defenses.accounting.factorisation import Banded, banded
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
 from privbench.defenses.accounting.history import Step
 from privbench.defenses.accounting.record_level import RecordLevel, RecordPlan
+from privbench.defenses.accounting.wording import (
+    MECHANISMS,
+    NOT_COVERED,
+    READS_MESSAGES,
+    READS_UPDATES,
+    SEES_SUMS,
+    SEES_WHO,
+    Noise,
+    adapted,
+    assumes,
+    correlated,
+    once_in,
+)
 from privbench.defenses.noise import Source
 
 __all__ = ["ClientLevel", "ClientPlan", "Facts", "Plan", "Privacy", "RecordLevel", "RecordPlan"]
-
-Noise = Literal["central", "local", "distributed"]
-MECHANISMS: dict[Noise, str] = {
-    "central": "Gaussian on the sum of clipped updates, noise added once by the server",
-    "local": "Gaussian on each client's clipped update, added by the client, enough for its message alone",
-    "distributed": "Gaussian on the sum of clipped updates, a share of the noise added by each client",
-}
 
 
 @dataclass(frozen=True)
@@ -263,11 +269,10 @@ class ClientPlan:
         sampling would presume a size that says nothing.
         """
         if self.shares:
-            return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", SEES_SUMS)
         if self.matrix is not None:
             apart, n = self.facts.separation, self._counted(ledger)
-            why = f"nothing is amplified: a client takes part once in {apart} rounds, {n} times at most"
-            return self._unsampled("model_recipient", ledger, "noise_multiplier", why)
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", once_in(apart, n))
         rate, terms = self.facts.rate, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
         return self.guarantee.statement(self.unit, "model_recipient", terms, history, rate < 1, **self._common(ledger))
@@ -275,14 +280,12 @@ class ClientPlan:
     def _operator(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever runs the server: it sees who takes part, so that sampling amplifies nothing."""
         if not self.facts.operator_reads_updates:
-            why = "it sees who takes part and what is released: every round is counted, without amplification"
-            return self._unsampled("server_operator", ledger, "noise_multiplier", why)
+            return self._unsampled("server_operator", ledger, "noise_multiplier", SEES_WHO)
         if self.shares:
-            why = "it reads every message, which holds its own client's noise alone"
-            return self._unsampled("server_operator", ledger, "message_multiplier", why)
-        why, sampled = "the server reads every update before it is clipped and noised", self.facts.rate < 1
+            return self._unsampled("server_operator", ledger, "message_multiplier", READS_MESSAGES)
+        sampled = self.facts.rate < 1
         bare: list[tuple[Step, int]] = [((1.0, 0.0), max(1, len(ledger)))]
-        more = {**self._common(ledger), "why": why}
+        more = {**self._common(ledger), "why": READS_UPDATES}
         return self.guarantee.statement(self.unit, "server_operator", self.guarantee.terms(), bare, sampled, **more)
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
@@ -303,10 +306,9 @@ class ClientPlan:
             replaced = Terms(self.guarantee.accountant, "replace").epsilon(history, self.guarantee.delta)
             more["epsilon_replace_one"] = round_up(replaced) if math.isfinite(replaced) else None
             if noise == "message_multiplier":
-                more["not_covered"] = "that a client takes part, and how many records it says it has"
+                more["not_covered"] = NOT_COVERED
             elif self.shares > 1:
-                others = "and none of them is the adversary's"
-                more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
+                more["assumes"] = assumes(self.shares)
         return self.guarantee.statement(self.unit, adversary, terms, history, False, **more)
 
     def _counted(self, ledger: list[dict[str, Any]]) -> int:
@@ -316,12 +318,9 @@ class ClientPlan:
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")
         if self.matrix is not None:
-            mechanism += f", correlated over rounds by a banded matrix of {len(self.matrix.coefficients)} diagonals"
+            mechanism += correlated(len(self.matrix.coefficients))
         if self.count_noise:
-            mechanism += (
-                f"; the clip is adapted by a count with noise of {self.count_noise:.6g}, and the sum's noise is"
-            )
-            mechanism += f" {self.update_multiplier:.6g} times the round's clip"
+            mechanism += adapted(self.count_noise, self.update_multiplier)
         return {
             "mechanism": mechanism,
             "sampling": self.facts.sampling,

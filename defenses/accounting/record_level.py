@@ -9,6 +9,7 @@ from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Unit
 from privbench.defenses.accounting.history import Step
+from privbench.defenses.accounting.wording import local_mechanism, not_covered
 from privbench.defenses.noise import Source
 
 
@@ -94,28 +95,38 @@ class RecordPlan:
         return {"round": round, "clients": sorted(cohort)}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        rounds = len({e["round"] for e in ledger})
-        counted, kinds = self.facts.counted(rounds, len(ledger) - rounds), self.spent(rounds, len(ledger) - rounds)
-        # The weakest client's; a tie is broken by the history, so that the statement is always the same.
-        terms = self.guarantee.terms()
-        _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
+        (rate, sigma), steps = self.weakest(ledger)
+        counted = self._counted(ledger)
         taken: dict[int, int] = {}
         for entry in ledger:
             for client in entry["clients"]:
                 taken[client] = taken.get(client, 0) + 1
         common = {
-            "mechanism": f"DP-SGD on each client: Poisson-sampled Gaussian on clipped per-{self.unit} gradients",
+            "mechanism": local_mechanism(self.unit),
             "sampling": "poisson",
-            "sampling_rate": max(self.rates),
-            "noise_multiplier": self.noise_multiplier,
+            "sampling_rate": rate,
+            "noise_multiplier": sigma,
             "rounds": len(ledger),
             "participations_counted": counted,
             "participations_realised": max(taken.values(), default=0),
-            "not_covered": f"how many {self.unit}s and records each client has, which sampling rates and weights show",
+            "not_covered": not_covered(self.unit),
         }
         sampled = min(self.rates) < 1
+        terms, history = self.guarantee.terms(), [((rate, sigma), steps * counted)]
         adversaries = ("server_operator", "model_recipient")
-        return [self.guarantee.statement(self.unit, a, terms, [weakest], sampled, **common) for a in adversaries]
+        return [self.guarantee.statement(self.unit, a, terms, history, sampled, **common) for a in adversaries]
+
+    def weakest(self, ledger: list[dict[str, Any]]) -> tuple[Step, int]:
+        """A local step of the client whose records are protected least after the rounds in ``ledger``, and how many of
+        them it takes in a round."""
+        every = set(zip(zip(self.rates, self.sigmas, strict=True), self.facts.steps, strict=True))
+        counted, terms = self._counted(ledger), self.guarantee.terms()
+        # A tie is broken by the step, so that the statement is always the same.
+        return max(every, key=lambda k: (terms.epsilon([(k[0], k[1] * counted)], self.guarantee.delta), k))
+
+    def _counted(self, ledger: list[dict[str, Any]]) -> int:
+        rounds = len({e["round"] for e in ledger})
+        return self.facts.counted(rounds, len(ledger) - rounds)
 
     def known(self, source: str, client: int) -> Known:
         stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]

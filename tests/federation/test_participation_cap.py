@@ -52,7 +52,7 @@ def test_epsilon_counts_the_cap_and_the_statement_is_verified(defense):
     stated = {}
     for cap in (None, 8):
         plan = defense.privacy.bind(facts(cap=cap))
-        ledger = [plan.charge(r, range(3)) for r in range(1, 21)]
+        ledger = [plan.charge(r, [(r + i) % 10 for i in range(3)]) for r in range(1, 21)]
         stated[cap] = next(s for s in plan.statements(ledger) if s["adversary"] == "server_operator")
         written = document(plan, ledger, [3] * 20, Subject("run", {}, "0" * 64))
         assert all(c.fault is None for c in verify(written.statement, written.opening))
