@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp")
@@ -59,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("privbench: interrupted; the same command resumes", file=sys.stderr)
         status = INTERRUPTED
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if (distributed := sys.modules.get("privbench.benchmarks.federation.distributed")) is not None:
+        distributed.leave(status)
     raise SystemExit(status)
 
 
@@ -73,12 +78,17 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def run(arguments: list[str]) -> int:
     """``privbench run``: every job is composed and checked first, then Hydra launches them."""
+    from privbench.benchmarks.federation import launch
+
+    rank = launch.rank()
     if any(a.split("=")[0] in DELEGATED for a in arguments):
-        return _hydra(arguments)
+        return 0 if rank and launch.by_torchrun() else _hydra(arguments)
     options = _hydra_options("run", arguments)
     from privbench.benchmarks import sweep
     from privbench.benchmarks.build import ConfigError
 
+    if rank and (status := _other_rank(options)) is not None:
+        return status
     try:
         jobs = sweep.plan(options.overrides, options.multirun, options.config_dir)
         if jobs.multirun:
@@ -92,6 +102,30 @@ def run(arguments: list[str]) -> int:
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
         return _hydra([*flags, *jobs.arguments, f"name={jobs.name}"])
     return _hydra([*flags, *options.overrides])
+
+
+def _other_rank(options: argparse.Namespace) -> int | None:
+    """A rank beside 0, which trains what rank 0 asks for and says nothing; ``None`` if nobody asked for ranks."""
+    from privbench.benchmarks import sweep
+    from privbench.benchmarks.build import ConfigError
+    from privbench.benchmarks.federation import launch
+
+    try:
+        settings = sweep.distributed(options.overrides, options.multirun, options.config_dir)
+        if settings is None:
+            # Tasks of srun may be runs of their own; torchrun's are of one, which rank 0 refuses.
+            return BAD_INPUT if launch.by_torchrun() > 1 else None
+        launch.launched()
+    except ConfigError:
+        return BAD_INPUT  # rank 0 says why
+    from privbench.benchmarks.federation.group import RankLost
+    from privbench.benchmarks.rank import work
+
+    try:
+        return work(settings)
+    except RankLost as error:
+        print(f"privbench: {error}", file=sys.stderr)
+        return FAILED
 
 
 def report(arguments: list[str]) -> int:

@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.build import ConfigError, require
 
 if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Experiment, Prepared
+    from privbench.benchmarks.federation.distributed import Distributed
 
 CONFIG = "config"
 
@@ -81,6 +82,8 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
         arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
+        if many:
+            _check_launcher(first)
         # Equal jobs are one run: an arm without a guarantee is the same at every epsilon.
         by_id: dict[str, Job] = {}
         for job in sweeps:
@@ -90,6 +93,22 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         _check_epsilon(sweeps, by_id)
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
         return Jobs(many, str(name), Path(first.results_dir), jobs, arguments, len(sweeps))
+
+
+def distributed(overrides: list[str], multirun: bool, config_dir: str | None = None) -> "Distributed | None":
+    """The engine of a command line if it is that of several ranks; nothing else is checked.
+
+    Raises:
+        ConfigError: if it can't be composed.
+    """
+    from privbench.benchmarks.build import build
+    from privbench.benchmarks.federation.distributed import Distributed
+
+    with _hydra(config_dir) as hydra:
+        deferred = _deferred(overrides)
+        config = plain(_compose(hydra, deferred, RunMode.MULTIRUN if multirun else RunMode.RUN))
+        found = build(config["federation"]["engine"], config["trusted_targets"], "federation.engine")
+        return found if isinstance(found, Distributed) else None
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
@@ -213,6 +232,14 @@ def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
             translated.field, translated.value, f"{translated.expected} [job: {' '.join(overrides)}]"
         ) from None
     return Job(overrides, prepared.id, prepared.path)
+
+
+def _check_launcher(first: DictConfig) -> None:
+    """Refuse jobs in processes of their own under an engine of ranks, which are one group."""
+    basic = first.hydra.launcher._target_.endswith("BasicLauncher")
+    several = first.federation.engine._target_.endswith(".Distributed")
+    hint = "basic with federation/engine=distributed: its ranks do a sweep's jobs together, one after another"
+    require(basic or not several, "hydra/launcher", first.hydra.runtime.choices["hydra/launcher"], hint)
 
 
 def _check_epsilon(sweeps: list[list[str]], by_id: dict[str, Job]) -> None:

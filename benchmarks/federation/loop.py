@@ -96,7 +96,7 @@ class Loop:
         federation, channel = self.federation, self.side.channel
         begin = time.perf_counter()
         context, here = self._context(state)
-        self.side.received.copy_(state.model)
+        self.engine.share("received", state.model)
         timer = _Timer()
         outcome = channel.stored(state, context)
         for attempt in range(ATTEMPTS) if outcome is None else ():
