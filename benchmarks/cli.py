@@ -118,7 +118,7 @@ def _other_rank(options: argparse.Namespace) -> int | None:
         launch.launched()
     except ConfigError:
         return BAD_INPUT  # rank 0 says why
-    from privbench.benchmarks.federation.group import RankLost
+    from privbench.benchmarks.federation.meeting import RankLost
     from privbench.benchmarks.rank import work
 
     try:

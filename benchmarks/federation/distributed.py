@@ -51,9 +51,7 @@ class Distributed:
         require(workers is None, "federation.workers", workers, "null with federation/engine=distributed: ranks train")
         hint = f"at most {clients}, the number of clients: the others would never train"
         require(world <= clients, "WORLD_SIZE", world, hint)
-        hint = (
-            "plaintext or secagg with federation/engine=distributed: its guests are processes of one host"
-        )
+        hint = "plaintext or secagg with federation/engine=distributed: its guests are processes of one host"
         require(not channel.apart, "defense.channel", type(channel).__name__.lower(), hint)
 
     def processes(self, clients: int, workers: int | None, parallel_jobs: int) -> int:

@@ -2,25 +2,18 @@
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
-from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any
 
-import torch.distributed as dist
-
 from privbench.benchmarks.federation.launch import Launch
 from privbench.benchmarks.federation.link import PULSES, Link, pack
+from privbench.benchmarks.federation.meeting import RankLost, meet
 
 GRACE = 1.0
 """Seconds in which, when a launcher ends this process, the rank may still be found whose end is why."""
-
-
-class RankLost(RuntimeError):
-    """A rank is gone: killed, out of memory, or cut off."""
 
 
 class Group:
@@ -43,7 +36,7 @@ class Group:
         self._inbox: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._loss: str | None = None
         self._said = False
-        hosts = _meet(launch, timeout, patience)
+        hosts = meet(launch, timeout, patience)
         self.names = [f"rank {r} of {launch.world} ({host})" for r, host in enumerate(hosts)]
         self.others = range(1, launch.world) if launch.rank == 0 else range(1)
         self._links: dict[int, Link] = {}
@@ -139,21 +132,3 @@ def leave_now(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _meet(launch: Launch, timeout: float, patience: float) -> list[str]:
-    """Make the process group; each rank's host."""
-    os.environ.update(MASTER_ADDR=launch.address, MASTER_PORT=str(launch.port))
-    every = [f"here/{r}" for r in range(launch.world)]
-    store, rank, world = next(dist.rendezvous("env://", launch.rank, launch.world, timeout=timedelta(seconds=patience)))
-    store = dist.PrefixStore("privbench", store)
-    store.set(every[rank], socket.gethostname())
-    try:
-        store.wait(every, timedelta(seconds=patience))
-    except RuntimeError:
-        absent = ", ".join(str(r) for r, key in enumerate(every) if not store.check([key]))
-        raise RankLost(
-            f"of {world} ranks, {absent} hasn't come in {patience:g} s (federation.engine.meeting)"
-        ) from None
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout))
-    return [store.get(key).decode() for key in every]

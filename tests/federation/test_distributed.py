@@ -18,8 +18,9 @@ import torch
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.distributed import AHEAD, RankDiffers, Ranks, serve
 from privbench.benchmarks.federation.engine import ClientFailed, Origin, Processes, WorkerStuck
-from privbench.benchmarks.federation.group import Group, RankLost
+from privbench.benchmarks.federation.group import Group
 from privbench.benchmarks.federation.launch import Launch, launched, rank
+from privbench.benchmarks.federation.meeting import RankLost
 
 WORLD = 3
 TIMEOUT = 2.0
@@ -207,9 +208,10 @@ def test_ranks_of_other_data_or_versions_are_refused(ranks):
         ranks(lambda engine, group: None, facts=lambda rank: {"run": "other" if rank else "same"})
 
 
-def test_who_never_comes_is_named():
-    with pytest.raises(RankLost, match=r"of 2 ranks, 1 hasn't come in 0.5 s \(federation.engine.meeting\)"):
-        Group(Launch(0, 2, "127.0.0.1", free_port()), TIMEOUT, 0.5)
+@pytest.mark.parametrize(("rank", "world", "who"), [(0, 3, "ranks 1, 2 haven't"), (1, 2, "rank 0 hasn't")])
+def test_who_never_comes_is_named(rank, world, who):
+    with pytest.raises(RankLost, match=rf"{who} come .*in 0.5 s \(federation.engine.meeting\)"):
+        Group(Launch(rank, world, "127.0.0.1", free_port()), TIMEOUT, 0.5)
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "29500"}
