@@ -1,9 +1,14 @@
 """The console script. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privbench.benchmarks.sweep import Jobs
 
 FAILED = 1
 BAD_INPUT = 2
@@ -84,7 +89,7 @@ def run(arguments: list[str]) -> int:
     if any(a.split("=")[0] in DELEGATED for a in arguments):
         return 0 if rank and launch.by_torchrun() else _hydra(arguments)
     options = _hydra_options("run", arguments)
-    from privbench.benchmarks import sweep
+    from privbench.benchmarks import index, sweep
     from privbench.benchmarks.build import ConfigError
 
     if rank and (status := _other_rank(options)) is not None:
@@ -92,7 +97,7 @@ def run(arguments: list[str]) -> int:
     try:
         jobs = sweep.plan(options.overrides, options.multirun, options.config_dir)
         if jobs.multirun:
-            sweep.write_index(jobs)
+            index.write_index(jobs)
     except ConfigError as error:
         return _refuse(error)
     flags = ["--multirun"] if jobs.multirun else []
@@ -100,7 +105,7 @@ def run(arguments: list[str]) -> int:
     if jobs.multirun:
         equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
-        return _hydra([*flags, *jobs.arguments, f"name={jobs.name}"])
+        return _sweep([*flags, *jobs.arguments, f"name={jobs.name}"], jobs)
     return _hydra([*flags, *options.overrides])
 
 
@@ -192,6 +197,29 @@ def _hydra_options(command: str, arguments: list[str]) -> argparse.Namespace:
 def _refuse(error: Exception) -> int:
     print(f"privbench: {' '.join(str(error).split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _sweep(arguments: list[str], jobs: "Jobs") -> int:
+    """Launch a sweep's jobs; where they run in processes of their own and one is lost, say what hasn't ended."""
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    if jobs.launcher == "basic" or full == "1":
+        return _hydra(arguments)
+    from privbench.benchmarks import index
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing a traceback
+    try:
+        return _hydra(arguments)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        print(f"privbench: a job ended without a result: {type(error).__name__}: {reason}", file=sys.stderr)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = full or ""
+    folder = jobs.results / jobs.name
+    index.close(folder)
+    for run in index.unfinished(folder):
+        print(f"privbench: unfinished: {run}", file=sys.stderr)
+    print("privbench: the same command does what is missing", file=sys.stderr)
+    return FAILED
 
 
 def _hydra(arguments: list[str]) -> int:
