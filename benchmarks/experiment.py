@@ -146,18 +146,20 @@ def divided(config: dict[str, Any]) -> tuple[Experiment, int]:
     return experiment, clients
 
 
-def prepare(config: dict[str, Any]) -> Prepared:
+def prepare(config: dict[str, Any], writes: bool = True) -> Prepared:
     """Build everything that a run needs and check that it can run.
 
     Args:
         config: the resolved configuration as plain containers.
+        writes: whether this process is to coordinate and record the run; others train some of its clients.
 
     Raises:
         ConfigError: names the field, the value and what would be right.
     """
     experiment = compose(config)
     device = _device(experiment.device)
-    check_writable(Path(experiment.results_dir))
+    if writes:
+        check_writable(Path(experiment.results_dir))
     model = _model(experiment)
     leakage = experiment.leakage
     federation = Federation(
@@ -173,6 +175,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         architecture=experiment.model,
         canaries=experiment.inference.planted if experiment.inference else None,
     )
+    experiment.federation.engine.check(federation.clients, experiment.federation.workers, experiment.defense.channel)
     _check_attacks(experiment, federation)
     _check_inference(experiment, federation)
     if leakage and "model_modification" in leakage.attack.needs:

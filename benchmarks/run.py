@@ -6,6 +6,7 @@ import math
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from privbench.benchmarks.measures import filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
 from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.rank import origin
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
 from privbench.defenses.accounting.statement import Subject, document
@@ -112,7 +114,9 @@ def _run(
         federation.settle(state)
         session = federation.session(state, prepared.id, record.path / "artifacts" / "attestation", workers)
         side = federation.client_side(session)
-        engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
+        settings, apart = federation.settings.engine, federation.defense.channel.apart
+        source = partial(origin, prepared, side, state.per_sample)
+        engine = settings.start(side, workers, federation.device, apart, source)
         progress.start(prepared, state.round)
         for finished in federation.run(state, side, engine, Attempts(record.attempts)):
             rows = list(_measure(prepared, finished, model, side, engine, record))
@@ -130,6 +134,7 @@ def _run(
     except Exception as error:  # the record says why, and the other jobs of a sweep go on
         (record.path / "traceback.txt").write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        reason = " ".join((reason, *getattr(error, "__notes__", ())))
         record.finish("failed", reason)
         return Outcome("failed", how, reason)
     finally:
@@ -158,6 +163,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
     packages, machine = environment()
     privacy, local = prepared.experiment.defense.privacy, prepared.experiment.defense.local
     spec, channel = prepared.experiment.task.spec, prepared.experiment.defense.channel
+    engine = prepared.experiment.federation.engine
     return {
         "schema": SCHEMA,
         "id": prepared.id,
@@ -170,7 +176,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "machine": {**machine, "workers": workers, "device": str(prepared.federation.device)},
         # Until the run is complete, nothing is assured; what is then, evidence shows.
         "assurance": "none",
-        "isolation": channel.isolation if channel.apart or workers == 1 else "same_host",
+        "isolation": channel.isolation if channel.apart else engine.isolation(workers),
         "reproducible": privacy is None or privacy.noise_source == "seeded",
         # What is changed on the client without a guarantee: no epsilon is stated, and the report says why.
         "heuristic": type(local).__name__ if local.heuristic else None,

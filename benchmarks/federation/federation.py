@@ -211,8 +211,8 @@ class Federation:
         return tuple(float(n) if self.weighting == "records" else 1.0 for n in self.facts.records)
 
     def workers(self, parallel_jobs: int = 1) -> int:
-        """Processes for clients: the setting, else the cores' share of one of ``parallel_jobs``."""
-        return min(self.clients, self.settings.workers or max(1, engines.cores() // parallel_jobs))
+        """Processes for clients: as the engine has it, where ``parallel_jobs`` runs share this machine."""
+        return self.settings.engine.processes(self.clients, self.settings.workers, parallel_jobs)
 
     def start(self) -> ServerState:
         """The state before the first round."""

@@ -116,7 +116,7 @@ class Loop:
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
         begin, timer = time.perf_counter(), _Timer()
-        self.side.received.copy_(state.model)
+        self.engine.share("received", state.model)
         tried = self._begun(state.round + 1)
         context, here = self._context(state, tried[:-1])
         outcome = channel.stored(state, context) if tried else None
