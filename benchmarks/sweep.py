@@ -104,7 +104,7 @@ def distributed(overrides: list[str], multirun: bool, config_dir: str | None = N
     from privbench.benchmarks.build import build
     from privbench.benchmarks.federation.distributed import Distributed
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         deferred = _deferred(overrides)
         config = plain(_compose(hydra, deferred, RunMode.MULTIRUN if multirun else RunMode.RUN))
         found = build(config["federation"]["engine"], config["trusted_targets"], "federation.engine")
