@@ -90,7 +90,10 @@ def run(arguments: list[str]) -> int:
     if jobs.multirun:
         equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
-        return _hydra([*flags, *jobs.arguments, f"name={jobs.name}"])
+        for last, batch in enumerate(jobs.batches, start=1 - len(jobs.batches)):
+            ends = [] if last == 0 else ["hydra.callbacks.sweep.report=false"]
+            _hydra([*flags, *batch, *ends, f"name={jobs.name}"])
+        return 0
     return _hydra([*flags, *options.overrides])
 
 

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
-from privbench.benchmarks.measures import filtering, noise
+from privbench.benchmarks.measures import cost, filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
 from privbench.benchmarks.progress import Progress
@@ -86,6 +87,7 @@ def _note(manifest: dict[str, Any]) -> str | None:
 def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int) -> Outcome:
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
+    begin = time.perf_counter()
     federation = prepared.federation
     workers = federation.workers(jobs)
     state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
@@ -99,8 +101,10 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         side = federation.client_side(session)
         engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
         progress.start(prepared, state.round)
+        started = {"metric": "start_seconds", "round": state.round + 1, "value": time.perf_counter() - begin}
         for finished in federation.run(state, side, engine):
-            rows = list(_measure(prepared, finished, model, side, engine, record))
+            rows = [started] if finished.round == started["round"] else []
+            rows += _measure(prepared, finished, model, side, engine, record)
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)
             state = finished.state
@@ -149,6 +153,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "settings": prepared.settings,
         "config": prepared.config,
         "seed": prepared.experiment.seed,
+        "repeat": prepared.experiment.repeat,
         "choices": choices,
         "revision": revision(),
         "packages": packages,
@@ -216,12 +221,9 @@ def _measure(
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
     last = finished.last
-    for name, seconds in finished.seconds.items():
-        yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
+    yield from cost.rows(finished)
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
     yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
-    sizes = finished.views["network"].rounds[-1].sizes
-    yield {"metric": "update_bytes", "round": number, "value": sum(sizes.values()) / max(1, len(sizes))}
     for name, value in finished.released.costs.items():
         yield {"metric": name, "round": number, "value": value}
     if (refused := finished.released.refused) is not None:

@@ -1,6 +1,6 @@
 """What runs where a client runs."""
 
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.usage import Stopwatch
 from privbench.benchmarks.tasks.task import Relabel, Spec, Split, relabelled
 from privbench.benchmarks.tasks.triggers import Trigger
 from privbench.defenses.accounting.plan import Plan
@@ -229,12 +230,16 @@ class Turn:
 
 def take_turn(side: ClientSide, job: Job) -> Message:
     """Hand one client's turn to the channel's client side, which has it trained in one of its phases."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     # Whatever a phase keeps passes through the coordinator, which must not hold an update that the channel hides.
     turn = Turn(side, job) if job.phase == side.channel.trains else None
     received = side.received if job.model is None else job.model
     message = side.channel.client(job.phase, turn, job.client, received, job.inbox, job.state)
-    message.seconds = time.perf_counter() - start
+    spent, elsewhere = watch.read(), message.usage
+    message.seconds = spent.seconds
+    memory = None if spent.memory is None else spent.memory + (elsewhere.memory or 0)
+    message.usage = replace(spent, cpu_seconds=spent.cpu_seconds + elsewhere.cpu_seconds, memory=memory)
+    message.process = (os.getpid(), max(watch.before or 0, spent.memory or 0))
     return message
 
 

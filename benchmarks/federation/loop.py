@@ -1,6 +1,5 @@
 """The only training loop: a federation's rounds, one after another."""
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -15,6 +14,7 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.usage import Meter, RoundUsage
 from privbench.benchmarks.federation.view import RoundView, View
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel import ChannelLost, Message
@@ -40,7 +40,7 @@ class Round:
         invited, answered: who was drawn, and who sent an update.
         views: each adversary's view up to this round: the rounds that it kept, and this one.
         released: what left the channel.
-        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+        usage: what it took.
         last: whether none comes after it.
     """
 
@@ -50,7 +50,7 @@ class Round:
     answered: tuple[int, ...]
     views: dict[str, View]
     released: Released
-    seconds: dict[str, float]
+    usage: RoundUsage
     last: bool = False
 
 
@@ -94,14 +94,13 @@ class Loop:
 
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
-        begin = time.perf_counter()
+        meter = Meter()
         context, here = self._context(state)
         self.side.received.copy_(state.model)
-        timer = _Timer()
         outcome = channel.stored(state, context)
         for attempt in range(ATTEMPTS) if outcome is None else ():
             try:
-                messages = self._messages(here, context, state, timer)
+                messages = self._messages(here, context, state, meter)
                 outcome = channel.server(messages, federation.pipeline, state, context)
                 break
             except ChannelLost:
@@ -123,10 +122,8 @@ class Loop:
         if federation.plan:
             state.ledger += [federation.plan.charge(context.round, context.invited) for _ in range(released.attempts)]
         seen = self._remember(state, views)
-        total = time.perf_counter() - begin
-        seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
         last = context.round >= self._last(state)
-        return Round(context.round, state, context.invited, answered, seen, released, seconds, last)
+        return Round(context.round, state, context.invited, answered, seen, released, meter.read(), last)
 
     def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
         """The next round's, and who of its cohort answers."""
@@ -150,7 +147,7 @@ class Loop:
         return context, here
 
     def _messages(
-        self, here: tuple[int, ...], context: RoundContext, state: ServerState, timer: "_Timer"
+        self, here: tuple[int, ...], context: RoundContext, state: ServerState, meter: Meter
     ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
         channel, number = self.side.channel, context.round
@@ -161,13 +158,13 @@ class Loop:
         for phase, following in pairwise(channel.phases):
             kept: dict[int, dict[str, Any]] = {}
             # A channel that sums updates in one phase and goes on in another takes them one by one.
-            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs, context), kept)), state)
+            inbox = channel.relay(phase, meter.waiting(_keeping(self._phase(jobs, context), kept)), state)
             jobs = [
                 Job(c, number, following, context.crafted.get(c), inbox[c], mine)
                 for c, mine in kept.items()
                 if c in inbox
             ]
-        return timer.waiting(_remembering(self._phase(jobs, context), state))
+        return meter.waiting(_remembering(self._phase(jobs, context), state))
 
     def _phase(self, jobs: list[Job], context: RoundContext) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
@@ -214,19 +211,3 @@ def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Me
         if message.state:
             state.clients[message.client] = message.state
         yield message
-
-
-class _Timer:
-    """Time spent waiting for an iterator's next element."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
-        while True:
-            start = time.perf_counter()
-            message = next(source, None)
-            self.seconds += time.perf_counter() - start
-            if message is None:
-                return
-            yield message

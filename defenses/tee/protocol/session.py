@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,17 @@ from torch import Tensor
 
 from privbench.benchmarks.build import describe
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.usage import Usage
 from privbench.benchmarks.federation.view import RoundView, by_adversary
-from privbench.defenses.channel.channel import Message, RoundRefused, Setup, Turn
+from privbench.defenses.channel.channel import RoundRefused, Setup, Turn
+from privbench.defenses.channel.message import Message
 from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing, unlocking
 from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, opened
 from privbench.defenses.tee.protocol.run import Run
-from privbench.defenses.tee.wire import unpack
+from privbench.defenses.tee.wire import pack, unpack
 
 if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
@@ -56,6 +58,28 @@ class _Given:
         return sealing.enclose(payload, sealing.place(self.opening, self.client), self.opening.kem_key)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What one client made.
+
+    Args:
+        sealed: its update.
+        costs: seconds by what they were spent on.
+        guest: what its guest took, where it has one.
+    """
+
+    sealed: bytes
+    costs: dict[str, float]
+    guest: Usage = field(default_factory=Usage)
+
+
+def _size(received: Tensor, inbox: Any) -> int:
+    """Bytes that a client gets before it trains: evidence, its path to the root of the nonces, and the model."""
+    told = len(pack({name: inbox[name] for name in ("opening", "certificates", "path")}))
+    sealed = inbox.get("key")
+    return told + (received.nbytes if sealed is None else len(sealed) + Path(inbox["model"]).stat().st_size)
+
+
 class AttestedSession:
     """The attested channel at work. What a client does here uses nothing that only the coordinator has."""
 
@@ -85,12 +109,14 @@ class AttestedSession:
                 raise Refused("reopened", f"round {opening.round} attempt {opening.attempt} was answered already")
             made = self._in_guest if self._run.manifest.training else self._here
             model, salt = self._received(opening, client, received, inbox)
-            sealed, costs = made(_Given(opening, turn, client, model, salt, inbox, state))
+            done = made(_Given(opening, turn, client, model, salt, inbox, state))
         except Refused as refusal:
-            return Message(client, refusal, 0, state=state)
-        message = sealing.sign(sealed, sealing.place(opening, client), self._run.client_keys[client])
+            return Message(client, refusal, 0, state=state, received=_size(received, inbox))
+        sealed, place = done.sealed, sealing.place(opening, client)
+        message = sealing.sign(sealed, place, self._run.client_keys[client])
         kept = {"head": (opening.round - 1, opening.previous), "answered": (opening.round, opening.attempt)}
-        return Message(client, message, len(message), state=kept, costs=costs)
+        size = _size(received, inbox)
+        return Message(client, message, len(message), state=kept, costs=done.costs, received=size, usage=done.guest)
 
     def _received(self, opening: Opening, client: int, received: Tensor, inbox: Any) -> tuple[Tensor, bytes | None]:
         """The model that this client starts from, and the salt of its digest where it came sealed."""
@@ -101,7 +127,7 @@ class AttestedSession:
         model = downlink.open_model(Path(inbox["model"]).read_bytes(), key, digest, last)
         return sealing.vector(unpack(model)["model"]), downlink.salt(key)
 
-    def _here(self, given: _Given) -> tuple[bytes, dict[str, float]]:
+    def _here(self, given: _Given) -> _Made:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
         relying = self._run.relying(tuple(given.inbox["certificates"]))
@@ -112,9 +138,10 @@ class AttestedSession:
         update = given.turn.update(given.model)
         trained = time.perf_counter()
         sealed = given.enclose(sealing.encode(update))
-        return sealed, {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
+        costs = {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
+        return _Made(sealed, costs)
 
-    def _in_guest(self, given: _Given) -> tuple[bytes, dict[str, float]]:
+    def _in_guest(self, given: _Given) -> _Made:
         """Have the client's guest check, train, prove and seal; its host hands over records and settings."""
         records = given.turn.records()
         agreed = self._run.manifest.training or {}
@@ -137,11 +164,12 @@ class AttestedSession:
         }
         kind = "tampered" if given.turn.tampers == "code" else "agreed"
         answer = guests.ask(given.inbox["guests"][kind], request, self._run.channel.patience)
+        made = _Made(answer["sealed"], answer["costs"], Usage(**answer["usage"]))
         if given.turn.tampers != "message":
-            return answer["sealed"], answer["costs"]
+            return made
         # A poisoner's host sends an update of its own with its guest's evidence.
         payload = sealing.attested(sealing.encode(given.turn.update(given.model)), answer["proof"])
-        return given.enclose(payload), answer["costs"]
+        return replace(made, sealed=given.enclose(payload))
 
     def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
         came = list(messages)

@@ -19,6 +19,7 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.usage import Stopwatch
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Spec, Split
 from privbench.defenses.local import Local
@@ -87,13 +88,13 @@ class ClientGuest:
         """Check the opening, train, and seal the update together with its proof.
 
         Returns:
-            ``sealed`` for the aggregator alone, the ``proof`` (which holds digests) for the client's own record, and
-            seconds by what they were spent on.
+            ``sealed`` for the aggregator alone, the ``proof`` (which holds digests) for the client's own record,
+            seconds by what they were spent on, and the guest's own ``usage``.
 
         Raises:
             Refused: as :meth:`Relying.check`; nothing is trained then.
         """
-        started = time.perf_counter()
+        watch, started = Stopwatch(), time.perf_counter()
         manifest, client = self._manifest(request["manifest"]), request["client"]
         opening = opened(request["opening"])
         self._check(opening, request)
@@ -121,7 +122,7 @@ class ClientGuest:
         payload = sealing.attested(encoded, fields)
         sealed = sealing.enclose(payload, sealing.place(opening, client), opening.kem_key)
         seconds = {"checking_seconds": checked - started, "proving_seconds": time.perf_counter() - trained}
-        return {"sealed": sealed, "proof": fields, "costs": seconds}
+        return {"sealed": sealed, "proof": fields, "costs": seconds, "usage": watch.read().__dict__}
 
     def _parsed(self, raw: bytes, chain: tuple[bytes, ...], tcb_floor: str) -> Relying:
         software = self._manifest(raw).platform == "software"
