@@ -47,6 +47,7 @@ class Experiment:
         rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``.
         trusted_targets: packages besides privbench that ``_target_`` may name.
         published: figures that a paper reports of this experiment, for the report.
+        profile: ``none``; ``spans`` records what the parts of each round took, ``trace`` also when, for a viewer.
         repeat: of a run whose numbers are the same, to measure again what it costs; at least 0.
     """
 
@@ -68,6 +69,7 @@ class Experiment:
     rerun: Literal["never", "stale", "all"] = field(default="never", metadata=RUNTIME)
     trusted_targets: tuple[str, ...] = field(default=(), metadata=RUNTIME)
     published: tuple[Published, ...] = field(default=(), metadata=RUNTIME)
+    profile: Literal["none", "spans", "trace"] = field(default="none", metadata=RUNTIME)
     repeat: int = field(default=0, metadata=RUNTIME)
 
     def __post_init__(self) -> None:

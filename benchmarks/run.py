@@ -15,6 +15,7 @@ from torch import nn
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
@@ -22,6 +23,7 @@ from privbench.benchmarks.federation.server import ServerState
 from privbench.benchmarks.measures import cost, filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
+from privbench.benchmarks.measures.trace import Trace
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
@@ -88,9 +90,12 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
     begin = time.perf_counter()
+    profile = prepared.experiment.profile
+    spans.switch(profile != "none")  # before any process is forked
     federation = prepared.federation
     workers = federation.workers(jobs)
     state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
+    trace = Trace(record.folder / "trace.json", state.round) if profile == "trace" else None
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
     session = engine = None
@@ -107,6 +112,8 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
             rows += _measure(prepared, finished, model, side, engine, record)
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)
+            if trace:
+                trace.add(finished.round, finished.usage.spans)
             state = finished.state
             record.checkpoint(state)
             progress.round(finished.round, rows)
@@ -122,6 +129,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         record.finish("failed", reason)
         return Outcome("failed", how, reason)
     finally:
+        spans.switch(False)
         progress.stop()
         if engine:
             engine.close()

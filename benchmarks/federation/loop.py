@@ -13,6 +13,7 @@ from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.usage import Meter, RoundUsage
 from privbench.benchmarks.federation.view import RoundView, View
@@ -95,8 +96,9 @@ class Loop:
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
         meter = Meter()
-        context, here = self._context(state)
-        self.side.received.copy_(state.model)
+        with span("distribution"):
+            context, here = self._context(state)
+            self.side.received.copy_(state.model)
         outcome = channel.stored(state, context)
         for attempt in range(ATTEMPTS) if outcome is None else ():
             try:

@@ -6,10 +6,12 @@ Elsewhere than on Linux, CPU seconds are the calling process's own, and memory i
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from privbench.benchmarks.federation.spans import Span, adopt, span, take
 
 if TYPE_CHECKING:
     from privbench.defenses.channel.message import Message
@@ -111,12 +113,14 @@ class RoundUsage:
         memory: the largest resident sets of these processes in the round, added up, bytes: pages that they share count
             in each. ``None`` if nobody knows.
         clients: by client who sent anything.
+        spans: its parts, of all processes; none where they aren't recorded.
     """
 
     seconds: Mapping[str, float]
     cpu_seconds: float
     memory: int | None
     clients: Mapping[int, Usage] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
 
 
 class Meter:
@@ -129,14 +133,18 @@ class Meter:
         self._peaks: dict[int, int] = {}
         self._clients: dict[int, Usage] = {}
         self._waited = 0.0
+        take()  # what is over belongs to no round
         self._start = time.perf_counter()
+        self._round = ExitStack()
+        self._round.enter_context(span("round"))
 
     def waiting(self, source: Iterable["Message"]) -> Iterator["Message"]:
         """The messages; takes down what they say, and the time spent waiting for the next one."""
         messages = iter(source)
         while True:
             start = time.perf_counter()
-            message = next(messages, None)
+            with span("waiting"):
+                message = next(messages, None)
             self._waited += time.perf_counter() - start
             if message is None:
                 return
@@ -146,14 +154,16 @@ class Meter:
     def _take(self, message: "Message") -> None:
         turn = replace(message.usage, sent=message.size, received=message.received)
         self._clients[message.client] = self._clients.get(message.client, Usage()).then(turn)
+        adopt(message.spans)
         pid, peak = message.process
         self._peaks[pid] = max(self._peaks.get(pid, 0), peak)
 
     def read(self) -> RoundUsage:
-        """The round so far."""
+        """The round, which ends."""
+        self._round.close()
         total = time.perf_counter() - self._start
         seconds = {"round": total, "clients": self._waited, "server": total - self._waited}
         alive = processes()
         cpu = sum(max(0.0, cpu_seconds(pid) - self._cpu.get(pid, 0.0)) for pid in alive)
         peaks = [max(self._peaks.get(pid, 0), peak_memory(pid) or 0) for pid in alive]
-        return RoundUsage(seconds, cpu, sum(peaks) or None, dict(sorted(self._clients.items())))
+        return RoundUsage(seconds, cpu, sum(peaks) or None, dict(sorted(self._clients.items())), take())

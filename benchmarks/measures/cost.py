@@ -1,5 +1,6 @@
 """What a round took, as metrics: seconds, CPU seconds, memory and bytes, by round and client."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ def rows(finished: Round) -> Iterator[dict[str, Any]]:
     usage, number = finished.usage, finished.round
     for name, seconds in usage.seconds.items():
         yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
+    yield from _parts(finished)
     yield {"metric": "cpu_seconds", "round": number, "value": usage.cpu_seconds}
     if usage.memory is not None:
         yield {"metric": "peak_memory_bytes", "round": number, "value": usage.memory}
@@ -45,3 +47,15 @@ def rows(finished: Round) -> Iterator[dict[str, Any]]:
                 "clients": [*usage.clients],
                 "by_client": known,
             }
+
+
+def _parts(finished: Round) -> Iterator[dict[str, Any]]:
+    """What each part took, of all processes, without the parts that lie in it; nothing where it isn't recorded."""
+    wall: Counter[str] = Counter()
+    cpu: Counter[str] = Counter()
+    for span in finished.usage.spans:
+        wall[span.name] += span.own_wall
+        cpu[span.name] += span.own_cpu
+    for name in sorted(wall):
+        yield {"metric": f"span_{name}_seconds", "round": finished.round, "value": wall[name] / 1e9}
+        yield {"metric": f"span_{name}_cpu_seconds", "round": finished.round, "value": cpu[name] / 1e9}

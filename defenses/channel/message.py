@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from privbench.benchmarks.federation.spans import Span
 from privbench.benchmarks.federation.usage import Usage
 
 
@@ -20,6 +21,7 @@ class Message:
         received: bytes that the client had received for this phase, the model among them where it trains.
         usage: CPU seconds and memory that the phase took; of a channel, what it took in other processes.
         process: that ran it, and its largest resident set in the round so far, bytes.
+        spans: of that process, and of those that it asked.
     """
 
     client: int
@@ -31,3 +33,4 @@ class Message:
     received: int = 0
     usage: Usage = field(default_factory=Usage)
     process: tuple[int, int] = (0, 0)
+    spans: tuple[Span, ...] = ()

@@ -11,6 +11,7 @@ from torch import Tensor
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.aggregation import Diverged, Sum
 from privbench.defenses.channel.channel import RoundRefused, Setup, Turn
@@ -47,11 +48,13 @@ class SecAggSession:
     ) -> Message:
         begin = time.perf_counter()
         if phase == "advertise":
-            given, mine = clients.advertise(self._parameters, client, inbox)
+            with span("encryption", client):
+                given, mine = clients.advertise(self._parameters, client, inbox)
             return _message(client, given, 2 * KEY, mine, "sharing", begin)
         mine: clients.Secrets = state["secrets"]
         if phase == "share":
-            sealed, mine = clients.share(self._parameters, client, inbox, mine)
+            with span("encryption", client):
+                sealed, mine = clients.share(self._parameters, client, inbox, mine)
             return _message(client, sealed, sum(map(len, sealed.values())), mine, "sharing", begin, _keys(inbox))
         if phase == "update":
             assert turn is not None
@@ -59,10 +62,12 @@ class SecAggSession:
             if not all(bool(torch.isfinite(part).all()) for part in (update.vector, *update.extras.values())):
                 raise Diverged(f"a client's update holds NaN or infinity in round {mine.round}")
             begin = time.perf_counter()
-            masked, mine = clients.mask(self._parameters, client, update, inbox, mine)
+            with span("encryption", client):
+                masked, mine = clients.mask(self._parameters, client, update, inbox, mine)
             size, came = masked.integers.nbytes, received.nbytes + _shares(inbox)
             return _message(client, masked, size, mine, "masking", begin, came)
-        shares = clients.unmask(self._parameters, client, inbox, mine)
+        with span("encryption", client):
+            shares = clients.unmask(self._parameters, client, inbox, mine)
         # Keys are of one round: with them a client would answer a second time.
         return _message(client, shares, SHARE * len(shares), None, "sharing", begin, _asked(inbox))
 
@@ -75,7 +80,8 @@ class SecAggSession:
         came = []
         for message in messages:
             self._count(message)
-            take(message.client, message.payload)
+            with span("encryption"):
+                take(message.client, message.payload)
             came.append(message.client)
         return {"advertise": self._keys, "share": self._shares, "update": self._asked}[phase](came)
 
@@ -130,7 +136,8 @@ class SecAggSession:
             self._count(message)
             answers[message.client] = message.payload
         begin = time.perf_counter()
-        found = self._collection.open(answers, self._size)
+        with span("encryption"):
+            found = self._collection.open(answers, self._size)
         self._costs["unmasking_seconds"] = time.perf_counter() - begin
         self._costs["received_bytes"] = sum(self._received.values()) / len(self._received)
         total = Sum(context, found.vector, float(found.weight), found.records, dict(found.extras))

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from privbench.benchmarks.build import describe
+from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.usage import Usage
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.channel.channel import RoundRefused, Setup, Turn
@@ -113,7 +115,8 @@ class AttestedSession:
         except Refused as refusal:
             return Message(client, refusal, 0, state=state, received=_size(received, inbox))
         sealed, place = done.sealed, sealing.place(opening, client)
-        message = sealing.sign(sealed, place, self._run.client_keys[client])
+        with span("encryption", client):
+            message = sealing.sign(sealed, place, self._run.client_keys[client])
         kept = {"head": (opening.round - 1, opening.previous), "answered": (opening.round, opening.attempt)}
         size = _size(received, inbox)
         return Message(client, message, len(message), state=kept, costs=done.costs, received=size, usage=done.guest)
@@ -122,6 +125,10 @@ class AttestedSession:
         """The model that this client starts from, and the salt of its digest where it came sealed."""
         if inbox.get("key") is None:
             return received, None
+        with span("encryption", client):
+            return self._unsealed(opening, client, inbox)
+
+    def _unsealed(self, opening: Opening, client: int, inbox: Any) -> tuple[Tensor, bytes | None]:
         private, digest, last = model_key(self._run.client_keys[client]), self._run.manifest.digest, opening.round - 1
         key = downlink.open_key(inbox["key"], private, digest, last)
         model = downlink.open_model(Path(inbox["model"]).read_bytes(), key, digest, last)
@@ -132,12 +139,14 @@ class AttestedSession:
         started = time.perf_counter()
         relying = self._run.relying(tuple(given.inbox["certificates"]))
         head, age = Head(*given.state.get("head", (0, FIRST))), given.inbox["delivered"] - given.state["time"]
-        digest = downlink.digest(sealing.floats(given.model), given.salt)
-        relying.check(given.opening, given.client, given.state["nonce"], given.inbox["path"], digest, head, age)
+        with span("attestation", given.client):
+            digest = downlink.digest(sealing.floats(given.model), given.salt)
+            relying.check(given.opening, given.client, given.state["nonce"], given.inbox["path"], digest, head, age)
         checked = time.perf_counter()
         update = given.turn.update(given.model)
         trained = time.perf_counter()
-        sealed = given.enclose(sealing.encode(update))
+        with span("encryption", given.client):
+            sealed = given.enclose(sealing.encode(update))
         costs = {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
         return _Made(sealed, costs)
 
@@ -161,9 +170,11 @@ class AttestedSession:
             "training": proof.settings_bytes(used),
             "records": states.encode({"x": records.x, "y": records.y}),
             "salt": self._run.salt(given.client),
+            "spans": spans.recording(),
         }
         kind = "tampered" if given.turn.tampers == "code" else "agreed"
         answer = guests.ask(given.inbox["guests"][kind], request, self._run.channel.patience)
+        spans.adopt(spans.read(answer["spans"]))
         made = _Made(answer["sealed"], answer["costs"], Usage(**answer["usage"]))
         if given.turn.tampers != "message":
             return made
