@@ -86,6 +86,11 @@ class Costs:
         return str(self.arm.runs[0].choices.get("model") or "—")
 
     @property
+    def defense(self) -> str:
+        """By name, and that its attestation is emulated where it is."""
+        return ", ".join((self.arm.defense, *(m for m in self.arm.more if m == "software TEE")))
+
+    @property
     def parameters(self) -> int:
         return int(self.arm.runs[0].manifest.get("parameters") or 0)
 
@@ -152,7 +157,7 @@ def cost_table(results: Results) -> Table | None:
     rows, records = [], []
     for one in every:
         arm = one.arm
-        cells = [one.model, f"{one.parameters:,}", ", ".join((arm.defense, *_marks(arm))), f"n={arm.n}"]
+        cells = [one.model, f"{one.parameters:,}", one.defense, f"n={arm.n}"]
         record: dict[str, object] = {"model": one.model, "parameters": one.parameters, "defense": arm.defense}
         record |= {"label": arm.label, "n": arm.n, "seeds": " ".join(sorted({str(r.seed) for r in arm.runs}))}
         record |= {"repeats": len({r.repeat for r in arm.runs}), "runs": " ".join(r.id for r in arm.runs)}
@@ -174,11 +179,6 @@ def _digits(value: Estimate, measure: Measure) -> int:
     """Three significant digits of the mean."""
     size = abs(value.mean or 0.0) / measure.unit
     return 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
-
-
-def _marks(arm: Arm) -> tuple[str, ...]:
-    """Of what tells the arm apart, that its attestation is emulated."""
-    return tuple(m for m in arm.more if m == "software TEE")
 
 
 def _notes(every: Sequence[Costs]) -> Iterator[str]:

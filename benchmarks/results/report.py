@@ -6,6 +6,8 @@ from pathlib import Path
 from rich.console import Console
 
 from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
+from privbench.benchmarks.results.cost_shares import NAME as SHARES
+from privbench.benchmarks.results.cost_shares import cost_shares, share_table
 from privbench.benchmarks.results.costs import NAME as COSTS
 from privbench.benchmarks.results.costs import cost_table
 from privbench.benchmarks.results.figures import NAMES, write
@@ -93,7 +95,7 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     counted = records_table(kept)
     files += _texts(folder, "poisoned_records", counted)
     spent = cost_table(kept)
-    files += _texts(folder, COSTS, spent)
+    files += [*_texts(folder, COSTS, spent), *_texts(folder, SHARES, share_table(kept))]
     files += _figures(kept, folder / "figures")
     made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred, counted, spent)
     if console is not None:
@@ -135,11 +137,13 @@ def _figures(results: Results, folder: Path) -> list[Path]:
         files += save(by_records(lines), folder / (f"{RECORDS}-{number}" if number else RECORDS))
     for number, found in enumerate(panels(results)):
         files += save(frontier(found), folder / (f"{FRONTIER}-{number}" if number else FRONTIER))
+    figure = cost_shares(results)
+    files += save(figure, folder / SHARES) if figure else []
     for old in folder.glob("*"):
         if (
             old not in files
             and old.suffix in (".png", ".pdf")
-            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER, RECORDS))
+            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER, RECORDS, SHARES))
         ):
             old.unlink()
     return files
