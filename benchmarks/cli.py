@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> int:
     if jobs.multirun:
         equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
-        return _sweep([*flags, *jobs.arguments, f"name={jobs.name}"], jobs)
+        return _sweep(flags, jobs)
     return _hydra([*flags, *options.overrides])
 
 
@@ -206,16 +206,24 @@ def _refuse(error: Exception) -> int:
     return BAD_INPUT
 
 
-def _sweep(arguments: list[str], jobs: "Jobs") -> int:
+def _launch(flags: list[str], jobs: "Jobs") -> int:
+    """A sweep's batches one after the other; the last one ends with the table."""
+    for last, batch in enumerate(jobs.batches, start=1 - len(jobs.batches)):
+        ends = [] if last == 0 else ["hydra.callbacks.sweep.report=false"]
+        _hydra([*flags, *batch, *ends, f"name={jobs.name}"])
+    return 0
+
+
+def _sweep(flags: list[str], jobs: "Jobs") -> int:
     """Launch a sweep's jobs; where they run in processes of their own and one is lost, say what hasn't ended."""
     full = os.environ.get("HYDRA_FULL_ERROR")
     if jobs.launcher == "basic" or full == "1":
-        return _hydra(arguments)
+        return _launch(flags, jobs)
     from privbench.benchmarks import index
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing a traceback
     try:
-        return _hydra(arguments)
+        return _launch(flags, jobs)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         print(f"privbench: a job ended without a result: {type(error).__name__}: {reason}", file=sys.stderr)

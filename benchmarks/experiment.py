@@ -48,6 +48,8 @@ class Experiment:
             and killed ones anew as well.
         trusted_targets: packages besides privbench that ``_target_`` may name.
         published: figures that a paper reports of this experiment, for the report.
+        profile: ``none``; ``spans`` records what the parts of each round took, ``trace`` also when, for a viewer.
+        repeat: of a run whose numbers are the same, to measure again what it costs; at least 0.
     """
 
     task: Task
@@ -68,9 +70,12 @@ class Experiment:
     rerun: Literal["never", "stale", "all"] = field(default="never", metadata=RUNTIME)
     trusted_targets: tuple[str, ...] = field(default=(), metadata=RUNTIME)
     published: tuple[Published, ...] = field(default=(), metadata=RUNTIME)
+    profile: Literal["none", "spans", "trace"] = field(default="none", metadata=RUNTIME)
+    repeat: int = field(default=0, metadata=RUNTIME)
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", self.seed, "a whole number from 0")
+        require(self.repeat >= 0, "repeat", self.repeat, "a whole number from 0")
         require(self.epsilon > 0, "epsilon", self.epsilon, "positive")
         require(self.f >= 0, "f", self.f, "a whole number from 0")
         require(0 < self.honest <= 1, "honest", self.honest, "a fraction in (0, 1]")
@@ -98,7 +103,7 @@ class Prepared:
 
     @property
     def id(self) -> str:
-        """``<12 hex digits of the settings' SHA-256>-s<seed>``."""
+        """``<12 hex digits of the settings' SHA-256>-s<seed>``; ``-r<repeat>`` after it from the first repeat on."""
         return self.path.name
 
 
@@ -183,6 +188,7 @@ def prepare(config: dict[str, Any], writes: bool = True) -> Prepared:
     chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
     kept = {k: chosen[k] for k in GROUPS if chosen.get(k)}
     name = f"{sha256(canonical(kept).encode()).hexdigest()[:12]}-s{experiment.seed}"
+    name += f"-r{experiment.repeat}" if experiment.repeat else ""
     return Prepared(experiment, federation, model, kept, config, Path(experiment.results_dir) / "runs" / name)
 
 

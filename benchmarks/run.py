@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,14 +16,16 @@ from torch import nn
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
-from privbench.benchmarks.measures import filtering, noise
+from privbench.benchmarks.measures import cost, filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
+from privbench.benchmarks.measures.trace import Trace
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.rank import origin
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
@@ -103,9 +106,13 @@ def _run(
 ) -> Outcome:
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
+    begin = time.perf_counter()
+    profile = prepared.experiment.profile
+    spans.switch(profile != "none")  # before any process is forked
     federation = prepared.federation
     workers = federation.workers(jobs)
     state = record.begin({**_manifest(prepared, choices, workers), "dropped": dropped}) or federation.start()
+    trace = Trace(record.folder / "trace.json", state.round) if profile == "trace" else None
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
     session = engine = None
@@ -118,10 +125,14 @@ def _run(
         source = partial(origin, prepared, side, state.per_sample)
         engine = settings.start(side, workers, federation.device, apart, source)
         progress.start(prepared, state.round)
+        started = {"metric": "start_seconds", "round": state.round + 1, "value": time.perf_counter() - begin}
         for finished in federation.run(state, side, engine, Attempts(record.attempts)):
-            rows = list(_measure(prepared, finished, model, side, engine, record))
+            rows = [started] if finished.round == started["round"] else []
+            rows += _measure(prepared, finished, model, side, engine, record)
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)
+            if trace:
+                trace.add(finished.round, finished.usage.spans)
             state = finished.state
             record.checkpoint(state)
             progress.round(finished.round, rows)
@@ -138,6 +149,7 @@ def _run(
         record.finish("failed", reason)
         return Outcome("failed", how, reason)
     finally:
+        spans.switch(False)
         progress.stop()
         if engine:
             engine.close()
@@ -170,6 +182,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "settings": prepared.settings,
         "config": prepared.config,
         "seed": prepared.experiment.seed,
+        "repeat": prepared.experiment.repeat,
         "choices": choices,
         "revision": revision(),
         "packages": packages,
@@ -237,12 +250,9 @@ def _measure(
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
     last = finished.last
-    for name, seconds in finished.seconds.items():
-        yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
+    yield from cost.rows(finished)
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
     yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
-    sizes = finished.views["network"].rounds[-1].sizes
-    yield {"metric": "update_bytes", "round": number, "value": sum(sizes.values()) / max(1, len(sizes))}
     for name, value in finished.released.costs.items():
         yield {"metric": name, "round": number, "value": value}
     if (refused := finished.released.refused) is not None:

@@ -27,6 +27,7 @@ RUN_DOCUMENTS = (
     "docs/contrastive.md",
     "docs/poisoning.md",
     "docs/overhead.md",
+    "docs/defense-cost.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -117,6 +118,8 @@ SHRUNK = {
         "poisoning.records=0,1",
         "seed=0",
     ),
+    "experiment=defense_cost": (*TINY, "+arm/defense_cost=logistic", "defense=none,median", "repeat=0,1"),
+    "repeat=0,1 name=mine": TINY,
     "experiment=contrastive_federated": (*TINY, "defense=none", "poisoning.records=0,2", "seed=0"),
     "experiment=clipping": (*TINY, "seed=0", "defense.aggregation.clip=1"),
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),

@@ -45,7 +45,7 @@ def do(folder: Path, *overrides: str, progress: Progress | None = None, **change
 def lines(path: Path) -> list[str]:
     """The metric lines that must not depend on the machine."""
     kept = (path / "metrics.jsonl").read_text().splitlines()
-    return [line for line in kept if not json.loads(line)["metric"].endswith("_seconds")]
+    return [line for line in kept if not json.loads(line)["metric"].endswith(("_seconds", "memory_bytes"))]
 
 
 def manifest(path: Path) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The only training loop: a federation's rounds, one after another."""
 
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
@@ -15,7 +14,9 @@ from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.usage import Meter, RoundUsage
 from privbench.benchmarks.federation.view import RoundView, View
 from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.aggregation import Diverged
@@ -42,7 +43,7 @@ class Round:
         invited, answered: who was drawn, and who sent an update.
         views: each adversary's view up to this round: the rounds that it kept, and this one.
         released: what left the channel.
-        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+        usage: what it took.
         last: whether none comes after it.
     """
 
@@ -52,7 +53,7 @@ class Round:
     answered: tuple[int, ...]
     views: dict[str, View]
     released: Released
-    seconds: dict[str, float]
+    usage: RoundUsage
     last: bool = False
 
 
@@ -115,10 +116,11 @@ class Loop:
 
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
-        begin, timer = time.perf_counter(), _Timer()
-        self.engine.share("received", state.model)
-        tried = self._begun(state.round + 1)
-        context, here = self._context(state, tried[:-1])
+        meter = Meter()
+        with span("distribution"):
+            self.engine.share("received", state.model)
+            tried = self._begun(state.round + 1)
+            context, here = self._context(state, tried[:-1])
         outcome = channel.stored(state, context) if tried else None
         for attempt in range(ATTEMPTS) if outcome is None else ():
             if tried:
@@ -126,7 +128,7 @@ class Loop:
             tried.append(context.invited)
             self._keep(context)
             try:
-                messages = self._messages(here, context, state, timer)
+                messages = self._messages(here, context, state, meter)
                 outcome = channel.server(messages, federation.pipeline, state, context)
                 break
             except ChannelLost:
@@ -146,10 +148,8 @@ class Loop:
         if federation.plan:
             state.ledger += [federation.plan.charge(context.round, cohort) for cohort in tried]
         seen = self._remember(state, views)
-        total = time.perf_counter() - begin
-        seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
         last = context.round >= self._last(state)
-        return Round(context.round, state, context.invited, answered, seen, released, seconds, last)
+        return Round(context.round, state, context.invited, answered, seen, released, meter.read(), last)
 
     def _keep(self, context: RoundContext) -> None:
         """Count an attempt on disk, before any of it can leave, where another one would be another release."""
@@ -187,7 +187,7 @@ class Loop:
         return context, here
 
     def _messages(
-        self, here: tuple[int, ...], context: RoundContext, state: ServerState, timer: "_Timer"
+        self, here: tuple[int, ...], context: RoundContext, state: ServerState, meter: Meter
     ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
         channel, number = self.side.channel, context.round
@@ -200,9 +200,9 @@ class Loop:
         for phase, following in pairwise(channel.phases):
             kept: dict[int, dict[str, Any]] = {}
             # A channel that sums updates in one phase and goes on in another takes them one by one.
-            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs, context), kept)), state)
+            inbox = channel.relay(phase, meter.waiting(_keeping(self._phase(jobs, context), kept)), state)
             jobs = [job(c, following, inbox[c], mine) for c, mine in kept.items() if c in inbox]
-        return timer.waiting(_remembering(self._phase(jobs, context), state))
+        return meter.waiting(_remembering(self._phase(jobs, context), state))
 
     def _phase(self, jobs: list[Job], context: RoundContext) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
@@ -249,19 +249,3 @@ def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Me
         if message.state:
             state.clients[message.client] = message.state
         yield message
-
-
-class _Timer:
-    """Time spent waiting for an iterator's next element."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
-        while True:
-            start = time.perf_counter()
-            message = next(source, None)
-            self.seconds += time.perf_counter() - start
-            if message is None:
-                return
-            yield message

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.federation.view import RoundView
 
@@ -226,7 +227,9 @@ class Pipeline:
 
     def run(self, updates: Iterable[Update], state: ServerState, context: RoundContext) -> Released:
         """Consume the cohort's updates in client order and step the model; ``state``'s parts change in place."""
-        return self._released(self.rule.combine(updates, state.rule, context), state, context)
+        with span("rule"):
+            aggregate = self.rule.combine(updates, state.rule, context)
+        return self._released(aggregate, state, context)
 
     def run_sum(
         self,
@@ -242,11 +245,15 @@ class Pipeline:
             cohort, costs: as in :class:`Released`.
         """
         rule: Any = self.rule
-        released = self._released(rule.of_sum(total), state, context)
+        with span("rule"):
+            aggregate = rule.of_sum(total)
+        released = self._released(aggregate, state, context)
         return replace(released, cohort=cohort, costs=costs)
 
     def _released(self, aggregate: Update, state: ServerState, context: RoundContext) -> Released:
         noise = stream(context.seed, "release", context.round)
-        aggregate = self.release.release(aggregate, state.release, context, noise)
-        model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
+        with span("release"):
+            aggregate = self.release.release(aggregate, state.release, context, noise)
+        with span("server_step"):
+            model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
         return Released(model, aggregate.extras, aggregate)

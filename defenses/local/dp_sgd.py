@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.randomness import chosen
 from privbench.benchmarks.federation.settings import LocalWork
+from privbench.benchmarks.federation.spans import span
 from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.local.local import Local
 from privbench.defenses.local.per_sample import ENGINES, ClippedSum, Units, choose
@@ -82,12 +83,14 @@ class DPSGD(Local):
         assert isinstance(plan, RecordPlan)
         gradient = trainer.gradient
         gradient.zero_()
-        for units in parts:
-            trainer.prepared.add(units, plan.clip)
+        with span("per_sample_gradients", client):
+            for units in parts:
+                trainer.prepared.add(units, plan.clip)
         if trainer.drawn is not None:
             # An audit's records: the same clip, before the same noise.
             norm = torch.tensor(trainer.drawn.length * plan.clip)
             trainer.add(trainer.drawn.direction * norm * factors(norm, plan.clip))
         sigma = plan.sigmas[client]
-        noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
-        gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])
+        with span("local_noise", client):
+            noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
+            gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])

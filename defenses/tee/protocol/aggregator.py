@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
@@ -143,7 +144,8 @@ class Aggregator:
         if strangers := sorted(set(joins) - set(invited)):
             raise Refused("not_invited", f"clients {strangers} are not of round {round}'s cohort")
         self._enough(len(joins), round)
-        self.attempt, answer = self._opened(round, attempt, joins, invited)
+        with span("attestation"):
+            self.attempt, answer = self._opened(round, attempt, joins, invited)
         self.last_attempt = attempt
         return answer
 
@@ -207,7 +209,8 @@ class Aggregator:
         if self.plan:
             # An attempt before this one may have released what was then lost, and its host may have read it.
             work.ledger += [self.plan.charge(context.round, context.invited) for _ in range(attempt.opening.attempt)]
-        return self._finish(attempt, work, released.extras)
+        with span("receipts"):
+            return self._finish(attempt, work, released.extras)
 
     def _finish(self, attempt: Attempt, work: ServerState, extras: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         started = time.perf_counter()
