@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONSOLE = Path(sys.executable).with_name("privbench")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUN_DOCUMENTS = (
     "README.md",
@@ -181,7 +180,7 @@ def run_python(code: str, folder: Path, environment: dict[str, str]) -> subproce
 
 
 @pytest.mark.parametrize("name", RUN_DOCUMENTS)
-def test_the_commands_of_a_document_run(name, desk):
+def test_the_commands_of_a_document_run(name, desk, console):
     folder, done = desk
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PRIVBENCH")}
     commands = 0
@@ -196,7 +195,7 @@ def test_the_commands_of_a_document_run(name, desk):
         if tuple(words) in done:
             continue
         expanded = [found for word in words[1:] for found in sorted(glob(word, root_dir=folder)) or [word]]
-        ended = subprocess.run([CONSOLE, *expanded], cwd=folder, env=environment, capture_output=True, text=True)
+        ended = console.run(expanded, cwd=folder, env=environment)
         assert ended.returncode == 0, f"{line}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr[-4000:]}"
         done.add(tuple(words))

@@ -78,7 +78,7 @@ class Job:
     """One client's turn in one phase of a round.
 
     Args:
-        client, round, phase: which.
+        client, round, phase, attempt: which.
         model: a model sent to this client alone (an active operator's); ``None`` is the round's.
         inbox: what the channel relayed to it.
         state: what it kept.
@@ -96,6 +96,7 @@ class Job:
     others: tuple[Update, ...] = ()
     colluders: Mapping[int, Tensor | None] = field(default_factory=dict)
     context: RoundContext | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Turn:
         clean = self._own() if steering is not None and steering.looks else None
         work, number = self.work, job.round
         return trainer.train(
-            received, records, work, job.client, side.plan, side.seed, number, canaries, steering, clean
+            received, records, work, job.client, side.plan, side.seed, number, canaries, steering, clean, job.attempt
         )
 
     def _canary(self, received: Tensor, own: Own) -> Update:

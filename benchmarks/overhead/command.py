@@ -8,6 +8,8 @@ BAD_INPUT = 2
 SUBCOMMANDS = {
     "record": "time workloads on this machine, with what protects it",
     "show": "print a record and what stands behind it",
+    "compare": "arms with each other, each workload as a ratio with its interval",
+    "plan": "write what it takes to measure on a host with SEV-SNP",
 }
 """What each does. ``x`` is the function ``x`` of the module ``x_command`` beside this one, imported when it is run."""
 
