@@ -27,6 +27,7 @@ RUN_DOCUMENTS = (
     "docs/secure-aggregation.md",
     "docs/contrastive.md",
     "docs/poisoning.md",
+    "docs/overhead.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -124,9 +125,18 @@ SHRUNK = {
     "seed=0,1 ": (*TINY, "seed=0", "defense=none,median"),
     "defense=multi_krum f=4": (*TINY[:2], "federation.clients=11"),
     "privbench partition": ("task.records=200",),
+    "workload=[system_calls,": ("repeats=3", "workload=[system_calls,first_touch]"),
     "privbench run": TINY,
 }
-UNCHANGED = ("--help", "privbench report", "privbench epsilon", "privbench noise", "privbench dp")
+UNCHANGED = (
+    "--help",
+    "privbench report",
+    "privbench epsilon",
+    "privbench noise",
+    "privbench dp",
+    "overhead show",
+    "workload=sorting",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -279,7 +289,15 @@ def test_the_table_of_groups_names_every_option(name):
     folders = {p.parent for p in (ROOT / "conf").rglob("*.yaml")} - {ROOT / "conf"}
     # Papers' settings are folders of their own, with a table of their own.
     there = {f.relative_to(ROOT / "conf").as_posix(): sorted(p.stem for p in f.glob("*.yaml")) for f in folders}
-    assert listed == {g: options for g, options in there.items() if g != "experiment/paper" and g[:4] != "arm/"}
+    # So are an experiment's arms; the groups of `privbench overhead` are in a document of its own.
+    elsewhere = ("experiment/paper", "arm/", "overhead")
+    assert listed == {g: options for g, options in there.items() if not g.startswith(elsewhere)}
+
+
+def test_the_table_of_workloads_names_each():
+    section = (ROOT / "docs/overhead.md").read_text(encoding="utf-8").split("\n## Workloads\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "conf/overhead/workload").glob("*.yaml"))
 
 
 def keys(section: str) -> list[str]:

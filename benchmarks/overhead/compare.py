@@ -10,6 +10,7 @@ from privbench.benchmarks.overhead.admit import Incomparable, admit
 from privbench.benchmarks.overhead.proof import Proof, proven
 from privbench.benchmarks.overhead.ratio import LEAST_BOOTS, Boots, Ratio, ratio
 from privbench.benchmarks.overhead.record import Record, key
+from privbench.benchmarks.overhead.workloads.federated_round import EMULATED
 
 NOISY = 0.05
 """Half-width of the null's interval from which a machine is called noisy for a workload."""
@@ -37,6 +38,11 @@ class Row:
     ratio: Ratio
     null: Ratio | None
     doubts: tuple[str, ...]
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a TEE emulated in software is part of what was timed: no figure of hardware."""
+        return EMULATED in self.doubts
 
     @property
     def noisy(self) -> bool:

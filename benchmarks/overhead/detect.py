@@ -45,8 +45,8 @@ def signs(root: Path = ROOT, log: Callable[[Path], str | None] | None = None) ->
 
 
 def claimed(found: list[Sign]) -> str:
-    """The strongest sign in words, for people: a claim of this kernel, and no proof."""
-    seen = [s for s in found if s["found"] and s["strength"] != "capability"]
+    """The strongest sign in words, for people: a claim of this kernel. What was proof is found from its bytes alone."""
+    seen = [s for s in found if s["found"] and s["strength"] not in ("proof", "capability")]
     return seen[0]["says"] if seen else "no sign of memory encryption"
 
 

@@ -3,6 +3,7 @@
 import os
 import resource
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ class Reading:
     Args:
         ticks: of all processors by kind, as ``/proc/stat`` has them (user, nice, system, idle, iowait, irq, softirq,
             steal); empty where it can't be read.
-        own_ns: processor time of this process and of children that it waited for.
+        own_ns: as :func:`own_ns`.
     """
 
     ticks: tuple[int, ...]
@@ -36,16 +37,28 @@ def read(root: Path = ROOT) -> Reading:
 
 
 def own_ns() -> int:
-    """Processor time of this process and of children that it waited for; those that still run aren't in it."""
+    """Processor time of this process and of its children, of those that still run to a tick of the kernel's clock."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time_ns() + int(1e9 * (children.ru_utime + children.ru_stime))
+    waited = int(1e9 * (children.ru_utime + children.ru_stime))
+    return time.process_time_ns() + waited + sum(map(_spent_ns, _descendants(os.getpid())))
+
+
+def _descendants(process: int) -> Iterator[int]:
+    """Processes that descend from one and still run, as far as the kernel lists them."""
+    for tasks in probe.listed(Path(f"/proc/{process}"), "task", "*"):
+        for child in map(int, (probe.text(tasks, "children") or "").split()):
+            yield child
+            yield from _descendants(child)
+
+
+def _spent_ns(process: int) -> int:
+    """Of a process and of the children that it waited for (proc(5): utime, stime, cutime, cstime)."""
+    fields = (probe.text(Path("/proc"), f"{process}/stat") or "").rpartition(")")[2].split()
+    return int(sum(map(int, fields[11:15])) * 1e9 / os.sysconf("SC_CLK_TCK"))
 
 
 def between(before: Reading, after: Reading, root: Path = ROOT) -> dict[str, Any]:
-    """The schema's ``load``: shares are ``None`` where nothing can be said.
-
-    A child that still runs counts as another process: a workload has to wait for its own before it ends.
-    """
+    """The schema's ``load``: shares are ``None`` where nothing can be said."""
     average = (probe.text(root, "proc/loadavg") or "").split()[:3]
     shown = {"others": None, "steal": None, "loadavg": [float(a) for a in average] if len(average) == 3 else None}
     if not before.ticks or not after.ticks:

@@ -143,9 +143,10 @@ MEASUREMENT = _object(
 )
 """One case of one workload.
 
-``wall_ns``, ``cpu_ns`` (of this process and the children that it waited for) and ``start_ns`` (since the record began)
-have one entry for each repeat, in the order they were taken, warm-up left out. A repeat makes ``calls`` calls, each of
-which does ``work``; ``wall_ns[i] / calls`` is a call's time. ``unavailable`` ones have none, and a ``reason``.
+``wall_ns``, ``cpu_ns`` (of this process and its children, of those that still run to 10 ms) and ``start_ns`` (since the
+record began) have one entry for each repeat, in the order they were taken, warm-up left out. A repeat makes ``calls``
+calls, each of which does ``work``; ``wall_ns[i] / calls`` is a call's time. ``unavailable`` ones have none, and a
+``reason``.
 """
 
 EVIDENCE = _object({"platform": _TEXT, "report": _BASE64, "certificates": _list(_BASE64)})

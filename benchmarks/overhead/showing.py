@@ -15,11 +15,11 @@ def line(measurement: dict[str, Any]) -> str:
     """One measurement: median of a call's wall time, its quartiles, rate, and what is to be doubted."""
     name = key(measurement)
     if measurement["status"] == "unavailable":
-        return f"{name:44} not measured: {measurement['reason']}"
+        return f"{name:52} not measured: {measurement['reason']}"
     calls = [t / measurement["calls"] for t in measurement["wall_ns"]]
     low, middle, high = statistics.quantiles(calls, n=4, method="inclusive")
     scale, unit = next((s, u) for s, u in _SCALES if middle >= s or s == 1)
-    shown = f"{name:44} {middle / scale:9.3f} {unit:2} [{low / scale:.3f}, {high / scale:.3f}] of {len(calls)}"
+    shown = f"{name:52} {middle / scale:9.3f} {unit:2} [{low / scale:.3f}, {high / scale:.3f}] of {len(calls)}"
     work = measurement["work"]
     if work["unit"] in _RATES:
         by, rate = _RATES[work["unit"]]

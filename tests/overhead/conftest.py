@@ -1,7 +1,11 @@
 """Made records, for tests of what is done with them: every number in them is invented and says so in ``arm``."""
 
 import copy
+import importlib.util
+import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +116,31 @@ def make_record() -> Callable[..., dict[str, Any]]:
         return {**made, **changes}
 
     return make
+
+
+@pytest.fixture
+def plant(tmp_path: Path) -> Callable[[str], Path]:
+    """``plant("snp_guest")``: a root directory with the files of ``machines/snp_guest.txt``."""
+
+    def make(name: str) -> Path:
+        text = (Path(__file__).with_name("machines") / f"{name}.txt").read_text()
+        for path, content in re.findall(r"^==> ([^\n]+) <==\n(.*?)(?=^==> |\Z)", text, re.DOTALL | re.MULTILINE):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(content)
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def forge() -> Any:
+    """The forge of AMD-like chains and reports, under a root of the tests' own, of tests/defenses/tee."""
+    path = Path(__file__).parents[1] / "defenses" / "tee" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("forge_of_reports", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look for their module by name.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.Forge

@@ -218,6 +218,26 @@ def test_what_a_record_says_of_its_platform_changes_nothing(arm):
         compare([*arm("plain"), *posing])
 
 
+def test_rounds_of_an_emulated_tee_have_a_table_of_their_own(arm, tmp_path):
+    from privbench.benchmarks.overhead.workloads.federated_round import EMULATED
+
+    records = [*arm("plain"), *arm("snp", 1.2)]
+    for record in records:
+        record["measurements"][1] |= {"workload": "federated_round", "case": "tee", "doubts": [EMULATED]}
+    found = compare(records)
+    hardware, software = tables.measured(found), tables.emulated(found)
+    assert hardware is not None
+    assert software is not None
+    assert [row[0] for row in software.rows] == ["federated_round/tee"]
+    assert "tee" not in hardware.text()
+    assert not any("SOFTWARE TEE" in note for note in hardware.notes)
+    assert "SOFTWARE TEE" in software.notes[0]
+    projected = tables.projection(found)
+    assert projected is None or "federated_round/tee" not in projected.text()
+    alone = [{**r, "measurements": r["measurements"][1:2]} for r in records]
+    assert tables.measured(compare(alone)) is None
+
+
 def test_a_report_over_another_record_proves_nothing(arm):
     altered = emulated(arm("snp"))
     for record in altered:
@@ -243,6 +263,7 @@ def test_a_base_that_is_protected_itself_is_said_to_be(arm):
 def test_published_ranges_never_stand_among_measurements(arm):
     found = compare([*arm("plain"), *arm("again"), *arm("snp", 1.2)])
     table = tables.measured(found)
+    assert table is not None
     sources = {r.source.split(",")[0] for r in PUBLISHED}
     assert not any(source in table.text() for source in sources)
     projected = tables.projection(found)
@@ -271,6 +292,7 @@ def test_doubts_are_said_once_with_their_largest_share(arm):
     for n, record in enumerate(snp):
         record["measurements"][0]["doubts"] = [f"other processes took {20 + n}% of the machine"]
     table = tables.measured(compare([*arm("plain"), *snp]))
+    assert table is not None
     assert "* other processes took up to 25% of the machine: system_calls/getppid." in table.notes
     assert [row[-1].endswith("*") for row in table.rows] == [True, False, False]
 
