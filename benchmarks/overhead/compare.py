@@ -207,12 +207,28 @@ def _of_arms(
             f"Few boots ({', '.join(few)}): below {LEAST_BOOTS} there is no interval, below {WANTED_BOOTS} a slow-down "
             "of 1.05 is mostly missed."
         )
+    notes += _order(arms, base)
     shared = {r["boot"] for r in arms[base]} & {r["boot"] for name, some in arms.items() if name != base for r in some}
     if shared:
         notes.append(
             "Arms share a boot: they differ in what was done within it, not in what the machine was booted with."
         )
     return notes
+
+
+def _order(arms: Mapping[str, Sequence[Record]], base: str) -> list[str]:
+    """Arms that were taken wholly before or after the base: whatever changed meanwhile is in their ratios."""
+    times = {name: [datetime.fromisoformat(r["created"]) for r in records] for name, records in arms.items()}
+    apart = [
+        name
+        for name, taken in times.items()
+        if name != base and (min(taken) > max(times[base]) or max(taken) < min(times[base]))
+    ]
+    if not apart:
+        return []
+    return [
+        f"NOT INTERLEAVED: {', '.join(apart)} and {base} were taken one after the other; what changed meanwhile counts."
+    ]
 
 
 def _claimed(record: Record) -> str:

@@ -260,6 +260,27 @@ def test_a_base_that_is_protected_itself_is_said_to_be(arm):
     assert any(note.startswith("plain shows signs of protection itself: SEV (0x1)") for note in found.notes)
 
 
+def test_arms_taken_one_after_the_other_are_said_to_be(arm):
+    def taken(records, hours):
+        return [{**r, "created": f"2026-11-29T{h:02}:00:00+00:00"} for r, h in zip(records, hours, strict=True)]
+
+    plain = taken(arm("plain"), (1, 4, 5, 8, 9, 12))
+    between = compare([*plain, *taken(arm("snp"), (2, 3, 6, 7, 10, 11))])
+    assert not any(note.startswith("NOT INTERLEAVED") for note in between.notes)
+    after = compare([*plain, *taken(arm("snp"), range(13, 19)), *taken(arm("sev"), (2, 3, 6, 7, 10, 11))])
+    assert any(note.startswith("NOT INTERLEAVED: snp and plain") for note in after.notes)
+
+
+def test_records_taken_on_a_real_machine_compare(capsys):
+    folder = Path(__file__).parent / "records"
+    first, second = load([folder / "plain_a.json"]), load([folder / "plain_b.json"])
+    found = compare([*first, *({**r, "arm": "again"} for r in second)])
+    assert {row.verdict for row in found.rows} == {"too few boots"}
+    assert all(0.01 < row.ratio.value < 100 for row in found.rows)
+    assert overhead(["compare", str(folder)]) == 2
+    assert "records=plain: of two arms or more" in capsys.readouterr().err
+
+
 def test_published_ranges_never_stand_among_measurements(arm):
     found = compare([*arm("plain"), *arm("again"), *arm("snp", 1.2)])
     table = tables.measured(found)
