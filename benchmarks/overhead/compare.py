@@ -10,6 +10,7 @@ from privbench.benchmarks.overhead.admit import Incomparable, admit
 from privbench.benchmarks.overhead.proof import Proof, proven
 from privbench.benchmarks.overhead.ratio import LEAST_BOOTS, Boots, Ratio, ratio
 from privbench.benchmarks.overhead.record import Record, key
+from privbench.benchmarks.overhead.workloads.federated_round import EMULATED
 
 NOISY = 0.05
 """Half-width of the null's interval from which a machine is called noisy for a workload."""
@@ -37,6 +38,11 @@ class Row:
     ratio: Ratio
     null: Ratio | None
     doubts: tuple[str, ...]
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a TEE emulated in software is part of what was timed: no figure of hardware."""
+        return EMULATED in self.doubts
 
     @property
     def noisy(self) -> bool:
@@ -201,12 +207,28 @@ def _of_arms(
             f"Few boots ({', '.join(few)}): below {LEAST_BOOTS} there is no interval, below {WANTED_BOOTS} a slow-down "
             "of 1.05 is mostly missed."
         )
+    notes += _order(arms, base)
     shared = {r["boot"] for r in arms[base]} & {r["boot"] for name, some in arms.items() if name != base for r in some}
     if shared:
         notes.append(
             "Arms share a boot: they differ in what was done within it, not in what the machine was booted with."
         )
     return notes
+
+
+def _order(arms: Mapping[str, Sequence[Record]], base: str) -> list[str]:
+    """Arms that were taken wholly before or after the base: whatever changed meanwhile is in their ratios."""
+    times = {name: [datetime.fromisoformat(r["created"]) for r in records] for name, records in arms.items()}
+    apart = [
+        name
+        for name, taken in times.items()
+        if name != base and (min(taken) > max(times[base]) or max(taken) < min(times[base]))
+    ]
+    if not apart:
+        return []
+    return [
+        f"NOT INTERLEAVED: {', '.join(apart)} and {base} were taken one after the other; what changed meanwhile counts."
+    ]
 
 
 def _claimed(record: Record) -> str:

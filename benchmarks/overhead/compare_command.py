@@ -55,7 +55,9 @@ def compare(arguments: list[str]) -> int:
     except (ConfigError, OSError) as error:
         print(f"privbench overhead compare: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
-    print(tables.measured(found).text(Console().width if sys.stdout.isatty() else WIDE))
+    for table in (tables.measured(found), tables.emulated(found)):
+        if table is not None:
+            print(table.text(Console().width if sys.stdout.isatty() else WIDE))
     if options.out is not None:
         for path in _write(found, options.out):
             print(path)
@@ -67,10 +69,13 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
     from privbench.benchmarks.overhead.compare_figure import draw
 
     folder.mkdir(parents=True, exist_ok=True)
-    made = {"measured": tables.measured(found), "literature": tables.literature()}
-    projected = tables.projection(found)
-    if projected is not None:
-        made["projection"] = projected
+    every = {
+        "measured": tables.measured(found),
+        "emulated": tables.emulated(found),
+        "literature": tables.literature(),
+        "projection": tables.projection(found),
+    }
+    made = {name: table for name, table in every.items() if table is not None}
     written = []
     for name, table in made.items():
         for suffix, text in ((".txt", table.text()), (".csv", table.csv()), (".tex", table.latex())):
@@ -85,11 +90,12 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
         "boots": dict(found.boots),
         "standing": {arm: {"assurance": p.assurance, "reason": p.reason} for arm, p in found.standing.items()},
         "notes": found.notes,
-        "rows": tables.measured(found).records,
+        "rows": made["measured"].records if "measured" in made else (),
+        "emulated_rows": made["emulated"].records if "emulated" in made else (),
     }
     written.append(folder / "comparison.json")
     written[-1].write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    return [*written, *draw(found, folder / "comparison")]
+    return [*written, *(draw(found, folder / "comparison") if "measured" in made else ())]
 
 
 def _time(text: str | None) -> datetime | None:

@@ -15,9 +15,10 @@ REACH = 10.0
 
 def draw(comparison: Comparison, stem: Path) -> list[Path]:
     """Write ``stem.png`` and ``stem.pdf``."""
+    rows = [row for row in comparison.rows if not row.emulated]
     published = [r for r in PUBLISHED if r.low is not None]
-    workloads = [*dict.fromkeys(row.workload for row in comparison.rows)]
-    arms = [*dict.fromkeys(row.arm for row in comparison.rows)]
+    workloads = [*dict.fromkeys(row.workload for row in rows)]
+    arms = [*dict.fromkeys(row.arm for row in rows)]
     with style():
         room = (max(2.0, 0.19 * len(workloads) * max(len(arms), 1) + 0.6), 0.3 * len(published) + 0.6)
         figure = new(PAGE, sum(room) + 0.4)

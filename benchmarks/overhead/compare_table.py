@@ -11,10 +11,25 @@ from privbench.benchmarks.results.tabular import Table
 UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 
 
-def measured(comparison: Comparison) -> Table:
-    """One row a workload and arm: times of one call, the ratio with its interval, the null's, and a verdict."""
+def measured(comparison: Comparison) -> Table | None:
+    """One row a workload and arm: times of one call, the ratio with its interval, the null's, and a verdict.
+
+    Nothing emulated is in it; ``None`` if nothing else was compared.
+    """
+    return _table(comparison, [row for row in comparison.rows if not row.emulated], ())
+
+
+def emulated(comparison: Comparison) -> Table | None:
+    """The same of workloads that a TEE emulated in software is part of; ``None`` without any."""
+    note = "SOFTWARE TEE: what an emulated TEE's protocol takes under each arm. No figure of confidential hardware."
+    return _table(comparison, [row for row in comparison.rows if row.emulated], (note,))
+
+
+def _table(comparison: Comparison, compared: list[Row], first: tuple[str, ...]) -> Table | None:
+    if not compared:
+        return None
     rows, records = [], []
-    for row in comparison.rows:
+    for row in compared:
         one = row.ratio
         cells = (row.workload, row.arm, f"{one.boots[0]}+{one.boots[1]}", duration(one.base), duration(one.other))
         rows.append((*cells, shown(one), shown(row.null), row.verdict + ("*" if row.doubts else "")))
@@ -23,7 +38,7 @@ def measured(comparison: Comparison) -> Table:
     return Table(
         ("workload", "arm", "n", comparison.base, "arm's", "ratio", "null ratio", "verdict"),
         tuple(rows),
-        (f"{of} Brackets are {comparison.level:.0%} intervals.", *comparison.notes, *_doubts(comparison)),
+        (*first, f"{of} Brackets are {comparison.level:.0%} intervals.", *comparison.notes, *_doubts(compared)),
         tuple(records),
     )
 
@@ -41,7 +56,7 @@ def literature() -> Table:
 def projection(comparison: Comparison) -> Table | None:
     """Times of the base, stretched by published ranges of the same kind of work; ``None`` where none fits."""
     rows, records = [], []
-    for workload, base in dict.fromkeys((row.workload, row.ratio.base) for row in comparison.rows):
+    for workload, base in dict.fromkeys((row.workload, row.ratio.base) for row in comparison.rows if not row.emulated):
         for one in PUBLISHED:
             if one.fits(workload) and one.low is not None and one.high is not None:
                 low, high = base * one.low, base * one.high
@@ -83,17 +98,17 @@ def shown(one: Ratio | None) -> str:
     return f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]"
 
 
-def _doubts(comparison: Comparison) -> list[str]:
+def _doubts(compared: list[Row]) -> list[str]:
     """Each kind of doubt once, with the largest percentage in it and where it applies."""
     found: dict[str, dict[str, list[int]]] = {}
-    for row in comparison.rows:
+    for row in compared:
         for doubt in row.doubts:
             shares = found.setdefault(re.sub(r"\d+%", "{}", doubt), {}).setdefault(row.workload, [])
             shares += [int(share) for share in re.findall(r"(\d+)%", doubt)]
     notes = []
     for said, where in found.items():
         largest = max((share for shares in where.values() for share in shares), default=0)
-        count = "all workloads" if len(where) == len({r.workload for r in comparison.rows}) else ", ".join(where)
+        count = "all workloads" if len(where) == len({r.workload for r in compared}) else ", ".join(where)
         notes.append(f"* {said.replace('{}', f'up to {largest}%')}: {count}.")
     return notes
 

@@ -6,6 +6,9 @@ from privbench.benchmarks.overhead.plan_cloud import HOME, USER
 from privbench.benchmarks.overhead.plan_domain import MAC, OVERLAY
 from privbench.benchmarks.overhead.plan_machine import Machine
 
+SECONDS = 600
+"""Of repeats of one workload: more than any takes, so that the number of repeats ends it."""
+
 _SSH = (
     "-i key -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR "
     "-o ConnectTimeout=5"
@@ -90,7 +93,8 @@ done
 
 def record(repeats: int, arm: str) -> str:
     """The command that measures within the guest."""
-    return f"sudo {HOME}/bin/privbench overhead record --out {HOME}/record.json arm={arm} repeats={repeats}"
+    settings = f"arm={arm} repeats={repeats} seconds={SECONDS}"
+    return f"sudo {HOME}/bin/privbench overhead record --out {HOME}/record.json {settings}"
 
 
 def prepare(machine: Machine) -> str:

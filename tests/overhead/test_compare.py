@@ -218,6 +218,26 @@ def test_what_a_record_says_of_its_platform_changes_nothing(arm):
         compare([*arm("plain"), *posing])
 
 
+def test_rounds_of_an_emulated_tee_have_a_table_of_their_own(arm, tmp_path):
+    from privbench.benchmarks.overhead.workloads.federated_round import EMULATED
+
+    records = [*arm("plain"), *arm("snp", 1.2)]
+    for record in records:
+        record["measurements"][1] |= {"workload": "federated_round", "case": "tee", "doubts": [EMULATED]}
+    found = compare(records)
+    hardware, software = tables.measured(found), tables.emulated(found)
+    assert hardware is not None
+    assert software is not None
+    assert [row[0] for row in software.rows] == ["federated_round/tee"]
+    assert "tee" not in hardware.text()
+    assert not any("SOFTWARE TEE" in note for note in hardware.notes)
+    assert "SOFTWARE TEE" in software.notes[0]
+    projected = tables.projection(found)
+    assert projected is None or "federated_round/tee" not in projected.text()
+    alone = [{**r, "measurements": r["measurements"][1:2]} for r in records]
+    assert tables.measured(compare(alone)) is None
+
+
 def test_a_report_over_another_record_proves_nothing(arm):
     altered = emulated(arm("snp"))
     for record in altered:
@@ -240,9 +260,31 @@ def test_a_base_that_is_protected_itself_is_said_to_be(arm):
     assert any(note.startswith("plain shows signs of protection itself: SEV (0x1)") for note in found.notes)
 
 
+def test_arms_taken_one_after_the_other_are_said_to_be(arm):
+    def taken(records, hours):
+        return [{**r, "created": f"2026-11-29T{h:02}:00:00+00:00"} for r, h in zip(records, hours, strict=True)]
+
+    plain = taken(arm("plain"), (1, 4, 5, 8, 9, 12))
+    between = compare([*plain, *taken(arm("snp"), (2, 3, 6, 7, 10, 11))])
+    assert not any(note.startswith("NOT INTERLEAVED") for note in between.notes)
+    after = compare([*plain, *taken(arm("snp"), range(13, 19)), *taken(arm("sev"), (2, 3, 6, 7, 10, 11))])
+    assert any(note.startswith("NOT INTERLEAVED: snp and plain") for note in after.notes)
+
+
+def test_records_taken_on_a_real_machine_compare(capsys):
+    folder = Path(__file__).parent / "records"
+    first, second = load([folder / "plain_a.json"]), load([folder / "plain_b.json"])
+    found = compare([*first, *({**r, "arm": "again"} for r in second)])
+    assert {row.verdict for row in found.rows} == {"too few boots"}
+    assert all(0.01 < row.ratio.value < 100 for row in found.rows)
+    assert overhead(["compare", str(folder)]) == 2
+    assert "records=plain: of two arms or more" in capsys.readouterr().err
+
+
 def test_published_ranges_never_stand_among_measurements(arm):
     found = compare([*arm("plain"), *arm("again"), *arm("snp", 1.2)])
     table = tables.measured(found)
+    assert table is not None
     sources = {r.source.split(",")[0] for r in PUBLISHED}
     assert not any(source in table.text() for source in sources)
     projected = tables.projection(found)
@@ -271,6 +313,7 @@ def test_doubts_are_said_once_with_their_largest_share(arm):
     for n, record in enumerate(snp):
         record["measurements"][0]["doubts"] = [f"other processes took {20 + n}% of the machine"]
     table = tables.measured(compare([*arm("plain"), *snp]))
+    assert table is not None
     assert "* other processes took up to 25% of the machine: system_calls/getppid." in table.notes
     assert [row[-1].endswith("*") for row in table.rows] == [True, False, False]
 
