@@ -1,7 +1,5 @@
-"""Jobs: composed and checked before the first one starts, indexed, and closed with one table."""
+"""Jobs: composed and checked before the first one starts."""
 
-import datetime
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +16,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.build import ConfigError, require
 
 if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Experiment, Prepared
+    from privbench.benchmarks.federation.distributed import Distributed
 
 CONFIG = "config"
 
@@ -57,16 +55,18 @@ class Jobs:
         results: the results folder.
         jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked
             when it starts).
-        arguments: what Hydra is given to launch them.
+        batches: what Hydra is given to launch them, one batch after another.
         combinations: how many there are with equal ones.
+        launcher: Hydra's that launches them, by name.
     """
 
     multirun: bool
     name: str
     results: Path
     jobs: list[Job]
-    arguments: list[str]
+    batches: list[list[str]]
     combinations: int
+    launcher: str
 
 
 def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) -> Jobs:
@@ -80,7 +80,9 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
-        arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
+        batches, sweeps = _expand(first.hydra.sweeper, overrides) if many else ([overrides], [overrides])
+        if many:
+            _check_launcher(first)
         # Equal jobs are one run: an arm without a guarantee is the same at every epsilon.
         by_id: dict[str, Job] = {}
         for job in sweeps:
@@ -89,7 +91,24 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         jobs = [*by_id.values()]
         _check_epsilon(sweeps, by_id)
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
-        return Jobs(many, str(name), Path(first.results_dir), jobs, arguments, len(sweeps))
+        launcher = str(first.hydra.runtime.choices["hydra/launcher"])
+        return Jobs(many, str(name), Path(first.results_dir), jobs, batches, len(sweeps), launcher)
+
+
+def distributed(overrides: list[str], multirun: bool, config_dir: str | None = None) -> "Distributed | None":
+    """The engine of a command line if it is that of several ranks; nothing else is checked.
+
+    Raises:
+        ConfigError: if it can't be composed.
+    """
+    from privbench.benchmarks.build import build
+    from privbench.benchmarks.federation.distributed import Distributed
+
+    with searching(config_dir) as hydra:
+        deferred = _deferred(overrides)
+        config = plain(_compose(hydra, deferred, RunMode.MULTIRUN if multirun else RunMode.RUN))
+        found = build(config["federation"]["engine"], config["trusted_targets"], "federation.engine")
+        return found if isinstance(found, Distributed) else None
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
@@ -175,24 +194,47 @@ def _deferred(overrides: list[str]) -> list[str]:
             for o in parsed]  # fmt: skip
 
 
-def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[list[str]]]:
-    """What to give Hydra, and the jobs that its basic sweeper will make of it.
+def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """What to give Hydra, batch by batch, and the jobs that its basic sweeper will make of it.
 
     An experiment's own parameters give way to the same keys on the command line, as any other value does; Hydra
     would sweep over both. A sweeper that chooses as it goes gets the command line as it is, and no jobs are known.
     """
     if not str(sweeper._target_).endswith("BasicSweeper"):
-        return overrides, []
+        return [overrides], []
     parser = OverridesParser.create()
     # Of two values for one key the last one holds, as in a single run; Hydra would sweep over both.
     given = {o.key_or_group: str(o.input_line) for o in parser.parse_overrides(overrides)}
     params = {str(k): v for k, v in (sweeper.get("params") or {}).items()}
     mine = [o for o in given.values() if not o.startswith("hydra.sweeper.params")]
     swept = [f"{k}={v}" for k, v in params.items() if k not in given] + mine
-    batches = BasicSweeper.split_arguments(
-        [o for o in parser.parse_overrides(swept) if not o.key_or_group.startswith("hydra")], None
-    )
-    return ["hydra.sweeper.params=null", *swept], [job for batch in batches for job in batch]
+    batches = [[o for o in batch if not o.startswith("hydra")] for batch in _by_repeat(swept)]
+    split = [BasicSweeper.split_arguments(parser.parse_overrides(batch), None) for batch in batches]
+    jobs = [job for parts in split for part in parts for job in part]
+    hydras = [o for o in swept if o.startswith("hydra")]
+    return [["hydra.sweeper.params=null", *hydras, *batch] for batch in batches], jobs
+
+
+def _by_repeat(swept: list[str]) -> list[list[str]]:
+    """A sweep over ``repeat`` as one sweep each, every other one from its end to its beginning (A B, B A).
+
+    Whatever the machine does meanwhile, if it changes steadily, then favours no job.
+    """
+    parsed = OverridesParser.create().parse_overrides(swept)
+    repeats = next((o for o in parsed if o.key_or_group == "repeat" and o.is_discrete_sweep()), None)
+    if repeats is None:
+        return [swept]
+    others = [o for o in parsed if o is not repeats]
+    return [
+        [f"repeat={value}", *(_reversed(o) if number % 2 else str(o.input_line) for o in others)]
+        for number, value in enumerate(repeats.sweep_string_iterator())
+    ]
+
+
+def _reversed(override: Override) -> str:
+    if not override.is_discrete_sweep():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={','.join([*override.sweep_string_iterator()][::-1])}"
 
 
 def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
@@ -213,6 +255,14 @@ def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
             translated.field, translated.value, f"{translated.expected} [job: {' '.join(overrides)}]"
         ) from None
     return Job(overrides, prepared.id, prepared.path)
+
+
+def _check_launcher(first: DictConfig) -> None:
+    """Refuse jobs in processes of their own under an engine of ranks, which are one group."""
+    basic = first.hydra.launcher._target_.endswith("BasicLauncher")
+    several = first.federation.engine._target_.endswith(".Distributed")
+    hint = "basic with federation/engine=distributed: its ranks do a sweep's jobs together, one after another"
+    require(basic or not several, "hydra/launcher", first.hydra.runtime.choices["hydra/launcher"], hint)
 
 
 def _check_epsilon(sweeps: list[list[str]], by_id: dict[str, Job]) -> None:
@@ -249,56 +299,3 @@ def _translate(error: Exception) -> ConfigError:
     for noise in ("full_key:", "object_type=", "Set the environment variable"):
         text = text.split(noise)[0]
     return ConfigError("configuration", type(error).__name__, text.strip())
-
-
-class Sweep(Callback):
-    """Hydra's callback around a sweep: the index when it starts, the table when it ends, whatever launches its jobs."""
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from rich.console import Console
-
-        from privbench.benchmarks.results.report import report
-
-        folder = Path(config.results_dir) / str(config.name)
-        refresh(folder)
-        result = report(folder, Console())
-        if result.status:
-            raise SystemExit(1)
-
-
-def write_index(jobs: Jobs) -> Path:
-    """Write ``sweep.json`` of a sweep about to start.
-
-    Returns:
-        The sweep's folder.
-    """
-    from privbench.benchmarks.results.record import write_json
-
-    folder = jobs.results / jobs.name
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = sorted(job.id for job in jobs.jobs)
-    write_json(
-        folder / "sweep.json",
-        {
-            "schema": 1,
-            "id": sha256(" ".join(ids).encode()).hexdigest()[:12],
-            "name": jobs.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "runs": [
-                {"path": f"../runs/{job.id}", "id": job.id, "overrides": job.overrides, "status": "planned"}
-                for job in jobs.jobs
-            ],
-        },
-    )
-    return folder
-
-
-def refresh(folder: Path) -> None:
-    """Bring the statuses in a sweep's index up to date."""
-    from privbench.benchmarks.results.record import Record, write_json
-
-    index = json.loads((folder / "sweep.json").read_text())
-    for entry in index["runs"]:
-        manifest = Record(folder / entry["path"]).read()
-        entry["status"] = manifest["status"] if manifest else "missing"
-    write_json(folder / "sweep.json", index)

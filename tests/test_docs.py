@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONSOLE = Path(sys.executable).with_name("privbench")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUN_DOCUMENTS = (
     "README.md",
@@ -28,6 +27,7 @@ RUN_DOCUMENTS = (
     "docs/contrastive.md",
     "docs/poisoning.md",
     "docs/overhead.md",
+    "docs/defense-cost.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -118,6 +118,8 @@ SHRUNK = {
         "poisoning.records=0,1",
         "seed=0",
     ),
+    "experiment=defense_cost": (*TINY, "+arm/defense_cost=logistic", "defense=none,median", "repeat=0,1"),
+    "repeat=0,1 name=mine": TINY,
     "experiment=contrastive_federated": (*TINY, "defense=none", "poisoning.records=0,2", "seed=0"),
     "experiment=clipping": (*TINY, "seed=0", "defense.aggregation.clip=1"),
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),
@@ -181,7 +183,7 @@ def run_python(code: str, folder: Path, environment: dict[str, str]) -> subproce
 
 
 @pytest.mark.parametrize("name", RUN_DOCUMENTS)
-def test_the_commands_of_a_document_run(name, desk):
+def test_the_commands_of_a_document_run(name, desk, console):
     folder, done = desk
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PRIVBENCH")}
     commands = 0
@@ -196,7 +198,7 @@ def test_the_commands_of_a_document_run(name, desk):
         if tuple(words) in done:
             continue
         expanded = [found for word in words[1:] for found in sorted(glob(word, root_dir=folder)) or [word]]
-        ended = subprocess.run([CONSOLE, *expanded], cwd=folder, env=environment, capture_output=True, text=True)
+        ended = console.run(expanded, cwd=folder, env=environment)
         assert ended.returncode == 0, f"{line}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr[-4000:]}"
         done.add(tuple(words))

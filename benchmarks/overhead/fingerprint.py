@@ -20,13 +20,18 @@ SLOT = 2048
 """Bytes of one slot of the swiotlb (include/linux/swiotlb.h, IO_TLB_SHIFT)."""
 
 
-def machine(root: Path = ROOT) -> dict[str, Any]:
-    """The schema's ``machine``; graphics processors are asked for only on the real root."""
+def machine(root: Path = ROOT, scratch: Path | None = None) -> dict[str, Any]:
+    """The schema's ``machine``; graphics processors are asked for only on the real root.
+
+    Args:
+        root: of the machine's ``/proc`` and ``/sys``.
+        scratch: the folder whose file system is named.
+    """
     return {
         "cpu": cpu(root),
         "kernel": kernel(root),
         "memory": memory(root),
-        "place": place(root),
+        "place": {**place(root), "scratch_filesystem": filesystem(root, scratch) if scratch else None},
         "gpus": gpu.found() if root == ROOT else None,
     }
 
@@ -151,6 +156,15 @@ def place(root: Path) -> dict[str, Any]:
         "memory_limit_bytes": min(map(int, _limits(root, "memory.max")), default=None),
         "cpus_allowed": probe.cpus(own.get("Cpus_allowed_list")),
     }
+
+
+def filesystem(root: Path, folder: Path) -> str | None:
+    """The kind of the file system that ``folder`` is on (``ext4``, ``tmpfs``), by the longest mount point above it."""
+    mounts = [line.split() for line in (text(root, "proc/self/mounts") or "").splitlines()]
+    above = {str(p) for p in (folder.resolve(), *folder.resolve().parents)}
+    # Of two mounts on one point the later hides the earlier.
+    found = [(len(m[1]), i, m[2]) for i, m in enumerate(mounts) if len(m) > 2 and m[1] in above]
+    return max(found)[2] if found else None
 
 
 def _hypervisor(root: Path) -> str | None:

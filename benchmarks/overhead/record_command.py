@@ -9,7 +9,7 @@ from typing import Any
 
 from privbench.benchmarks.build import ConfigError, require
 
-RECORDED, NO_REPORT, BAD_INPUT = 0, 1, 2
+RECORDED, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 CONF = "privbench.conf.overhead"
 
 DESCRIPTION = """\
@@ -23,7 +23,7 @@ example:
 
 
 def record(arguments: list[str]) -> int:
-    """0 when recorded; 1 without the report that was to be had; 2 for bad input."""
+    """0 when recorded; 1 where a case failed or no report was to be had; 2 for bad input; 130 for Ctrl-C."""
     options = _parser().parse_intermixed_args(arguments)
     from privbench.benchmarks.overhead import record as records
     from privbench.benchmarks.overhead import recording, showing
@@ -33,20 +33,23 @@ def record(arguments: list[str]) -> int:
         what = recording.checked(compose(options.overrides, options.config_dir))
         folder = options.out.parent
         require(folder.is_dir() and os.access(folder, os.W_OK), "out", str(options.out), "a file in a folder to write")
-        require(not options.out.is_dir(), "out", str(options.out), "a file")
+        require(not options.out.exists(), "out", str(options.out), "a file that isn't there yet")
         made, fault = recording.record(what, lambda one: print(showing.line(one), flush=True))
         records.write(options.out, made)
     except Unavailable as error:
         print(f"privbench overhead: nothing was timed: {error}", file=sys.stderr)
-        return NO_REPORT
+        return FAILED
     except (ConfigError, OSError) as error:
         print(f"privbench overhead: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("privbench overhead: interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     print("\n".join(showing.worth(made)))
     print(options.out)
     if fault:
         print(f"privbench overhead: recorded, but {fault}", file=sys.stderr)
-    return NO_REPORT if fault else RECORDED
+    return FAILED if fault else RECORDED
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Taking a record: detect, fingerprint, run every case of every workload, bind the whole to the guest."""
 
+import json
 import os
 import secrets
 import shutil
@@ -7,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from privbench.benchmarks.build import build, conform, describe, require
+from privbench.benchmarks.build import ConfigError, build, conform, describe, require
 from privbench.benchmarks.overhead import detect, fingerprint, load, proof, timing
 from privbench.benchmarks.overhead.record import Record, key
 from privbench.benchmarks.overhead.schema import SCHEMA
@@ -55,6 +56,8 @@ class Recording:
     def __post_init__(self) -> None:
         require(bool(self.workloads), "workload", [], "one workload or more")
         require(bool(self.arm.strip()), "arm", self.arm, "a name such as plain or snp")
+        for name, workload in self.workloads.items():
+            _check_settings(name, workload)
         _ = self.rule
         allowed = _allowed()
         if self.cpus is not None:
@@ -68,11 +71,21 @@ class Recording:
         return timing.StopRule(self.repeats, self.seconds, self.warmup)
 
 
+def _check_settings(name: str, workload: Any) -> None:
+    """What can't be written down would be found out when all is measured."""
+    hint = "a dataclass whose fields are numbers, names, and lists and mappings of these"
+    try:
+        require(is_dataclass(workload), f"workload.{name}", type(workload).__name__, hint)
+        json.dumps(describe(workload), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"workload.{name}", str(error), hint) from None
+
+
 Told = Callable[[dict[str, Any]], object]
 
 
 def record(what: Recording, told: Told = lambda _: None, root: Path = fingerprint.ROOT) -> tuple[Record, str | None]:
-    """Take one; with it, why there is no report over it where one was to be had.
+    """Take one; with it, what went wrong: cases that failed, a report that was not to be had in the end.
 
     Args:
         what: to record.
@@ -84,7 +97,7 @@ def record(what: Recording, told: Told = lambda _: None, root: Path = fingerprin
         Unavailable: ``platform`` insists on a report and there is none; nothing was timed then.
     """
     signs = detect.signs(root)
-    machine = fingerprint.machine(root)
+    machine = fingerprint.machine(root, Path(what.scratch or tempfile.gettempdir()))
     with _platform(what, signs) as platform:
         signs = [_asked(platform), *signs]
         if what.platform in ("sev_snp", "software") and not signs[0]["found"]:
@@ -105,10 +118,13 @@ def record(what: Recording, told: Told = lambda _: None, root: Path = fingerprin
             "measurements": measurements,
             "evidence": None,
         }
+        faults = [key(one) for one in measurements if (one["reason"] or "").startswith(timing.FAILED)]
+        said = [f"{', '.join(faults)} failed"] if faults else []
         try:
-            return (proof.bind(made, platform) if signs[0]["found"] and platform else made), None
+            made = proof.bind(made, platform) if signs[0]["found"] and platform else made
         except Unavailable as error:  # hours of measurement aren't thrown away for it
-            return made, f"no report: {error}"
+            said.append(f"there is no report: {error}")
+        return made, "; ".join(said) or None
 
 
 def _measured(what: Recording, machine: dict[str, Any], told: Told) -> list[dict[str, Any]]:
@@ -116,7 +132,7 @@ def _measured(what: Recording, machine: dict[str, Any], told: Told) -> list[dict
     caches = {level: size for level in levels if (size := fingerprint.cache(machine, level))}
     origin, taken, seen = time.perf_counter_ns(), [], set[str]()
     with tempfile.TemporaryDirectory(prefix="privbench-overhead-", dir=what.scratch) as scratch:
-        bench = Bench(Path(scratch), what.cpus or _allowed(), caches)
+        bench = Bench(Path(scratch), what.cpus or _allowed(), caches, machine["place"]["scratch_filesystem"])
         for name, workload in what.workloads.items():
             for case in workload.cases(bench):
                 made = {**_named(name, workload, case, bench.cpus), "warmup": what.warmup}
@@ -147,6 +163,8 @@ def _named(name: str, workload: Workload, case: Case, cpus: tuple[int, ...]) -> 
 def _doubts(measurement: dict[str, Any], case: Case) -> list[str]:
     found, during = [], measurement["load"] or {}
     others, steal = during.get("others"), during.get("steal")
+    if others is None and case.shared:
+        found.append("its caches and memory may have been shared: it was too short, or /proc/stat says nothing")
     if others is not None and others > BUSY:
         found.append(f"other processes took {others:.0%} of the machine while it ran")
         if case.shared:

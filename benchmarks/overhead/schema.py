@@ -93,6 +93,7 @@ PLACE = _object(
         "cpu_limit": _MAYBE_NUMBER,
         "memory_limit_bytes": _MAYBE_COUNT,
         "cpus_allowed": _list(_COUNT),
+        "scratch_filesystem": _MAYBE_TEXT,
     }
 )
 

@@ -15,6 +15,9 @@ from privbench.benchmarks.overhead.workloads.workload import Case, Steps, Unavai
 LEAST = 3
 """Repeats that are taken however long they last."""
 
+FAILED = "it failed: "
+"""How the reason begins where a case was to run and didn't."""
+
 NOTHING: dict[str, Any] = {"wall_ns": [], "cpu_ns": [], "start_ns": [], "stopped": None, "load": None}
 
 
@@ -84,6 +87,9 @@ def take(case: Case, rule: StopRule, cpus: Sequence[int], origin: int) -> dict[s
                 return {"status": "measured", "reason": None, **_repeats(steps, rule, origin)}
     except Unavailable as error:
         return {"status": "unavailable", "reason": str(error) or "no reason was given", **NOTHING}
+    except Exception as error:  # a full disk, too little memory, whatever a workload of the user's raises
+        said = " ".join(f"{FAILED}{type(error).__name__}: {error}".split())[:500]
+        return {"status": "unavailable", "reason": said, **NOTHING}
     finally:
         torch.set_num_threads(threads)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from privbench.defenses.accounting.statement import SCHEMA
+from privbench.defenses.accounting.wording import BUFFERS, DEFINITION, DRAWN_BY, NONFINITE
 
 _RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 _NOISE = {"type": "number", "minimum": 0}
@@ -54,8 +55,15 @@ _CLAIM = _object(
         "participations_counted",
         "participations_realised",
     ),
-    more=True,
 )
+
+_CHARGE = {
+    "anyOf": [
+        _object({}),
+        _object({"sampling_rate": _RATE, "noise_multiplier": _NOISE}),
+        _object({"noise_multiplier": _NOISE, "message_multiplier": _NOISE}),
+    ]
+}
 
 STATEMENT: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -63,7 +71,7 @@ STATEMENT: dict[str, Any] = {
     **_object(
         {
             "schema": {"const": SCHEMA},
-            "definition": _TEXT,
+            "definition": {"const": DEFINITION},
             "run": _TEXT,
             "nonce": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
             "previous": {"anyOf": [_SHA256, {"type": "null"}]},
@@ -76,16 +84,28 @@ STATEMENT: dict[str, Any] = {
                     "noise_source": _SOURCE,
                     "clip": {"type": "number", "exclusiveMinimum": 0},
                     "scope": _TEXT,
-                    "buffers": _TEXT,
-                    "nonfinite": _TEXT,
+                    "buffers": {"const": BUFFERS},
+                    "nonfinite": {"const": NONFINITE},
                     "weights": _TEXT,
                     "normaliser": {"anyOf": [_TEXT, {"type": "number", "exclusiveMinimum": 0}]},
+                    "local": {
+                        "anyOf": [
+                            _object(
+                                {
+                                    "sampling_rate": _RATE,
+                                    "noise_multiplier": _NOISE,
+                                    "steps": {"type": "integer", "minimum": 1},
+                                }
+                            ),
+                            {"type": "null"},
+                        ]
+                    },
                 }
             ),
             "sampling": _object(
                 {
                     "scheme": {"enum": ["poisson", "fixed"]},
-                    "drawn_by": _TEXT,
+                    "drawn_by": {"const": DRAWN_BY},
                     "most_participations": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
                     "least_separation": {"type": "integer", "minimum": 1},
                     "population": {"type": "integer", "minimum": 1},
@@ -103,7 +123,7 @@ STATEMENT: dict[str, Any] = {
                                 "first": {"type": "integer", "minimum": 1},
                                 "last": {"type": "integer", "minimum": 1},
                                 "charges": {"type": "integer", "minimum": 1},
-                                "charge": {"type": "object"},
+                                "charge": _CHARGE,
                             }
                         ),
                     },

@@ -61,6 +61,7 @@ MACHINE: dict[str, Any] = {
         "cpu_limit": None,
         "memory_limit_bytes": None,
         "cpus_allowed": [0, 1, 2, 3],
+        "scratch_filesystem": "ext4",
     },
     "gpus": None,
 }

@@ -82,6 +82,19 @@ def test_a_container_that_shows_little(plant):
     assert made["kernel"]["swiotlb_forced"] is None  # no command line is no answer
 
 
+def test_the_file_system_is_that_of_the_nearest_mount(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mounts").write_text(
+        "overlay / overlay rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n"
+        "/dev/vdb /data/fast ext4 rw 0 0\n/dev/vdc /data/fast xfs rw 0 0\n"
+    )
+    kinds = {
+        p: fingerprint.filesystem(tmp_path, Path(p)) for p in ("/data", "/data/fast/x", "/data/faster", "/tmp/a/b")
+    }
+    assert kinds == {"/data": "overlay", "/data/fast/x": "xfs", "/data/faster": "overlay", "/tmp/a/b": "tmpfs"}
+    assert fingerprint.filesystem(tmp_path / "none", Path("/data")) is None
+
+
 def test_this_machine_fits_the_schema_and_its_kernel_is_read():
     made = fingerprint.machine()
     assert list(Draft202012Validator(schema.RECORD["properties"]["machine"]).iter_errors(made)) == []

@@ -50,6 +50,12 @@ def test_a_file_is_written_whole_and_read_whole(bench, ablation):
     assert run(cases["read", ablation]) == 2**20
 
 
+def test_a_scratch_folder_in_memory_is_doubted(bench):
+    for kind, doubted in (("tmpfs", True), ("ext4", False), (None, False)):
+        inside = dataclasses.replace(bench, filesystem=kind)
+        assert [bool(c.doubts) for c in FileIO(ablations=False).cases(inside)] == [doubted, doubted]
+
+
 def test_a_block_has_to_divide_the_file():
     with pytest.raises(ConfigError, match="kilobytes"):
         FileIO(megabytes=1, kilobytes=1000)
@@ -92,6 +98,14 @@ def test_a_training_step_is_sgd_on_the_stated_batch(bench, monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self, *a: (stepped.append(1), real(self, *a))[1])
     run(cases["mlp-batch5", None])
     assert len(stepped) == 3
+
+
+def test_without_a_graphics_processor_there_is_no_step_on_it(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    case, *others = TrainingStep(models={"mlp": MLP(hidden=(4,))}, batch_sizes=(2,), device="cuda").cases(bench)
+    assert not others  # one thread of the processor is no ablation of another device
+    with pytest.raises(Unavailable, match="graphics"), case.open():
+        pass
 
 
 def test_an_inversion_takes_the_stated_iterations_and_comes_closer(bench):

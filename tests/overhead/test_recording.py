@@ -58,6 +58,65 @@ def test_a_record_is_taken_and_holds_to_the_schema(tmp_path):
     assert made["signs"][0]["found"] is None
 
 
+@dataclass(frozen=True)
+class Breaking:
+    """Its second repeat finds the disk full."""
+
+    def cases(self, bench: Bench) -> Iterator[Case]:
+        @contextmanager
+        def opened() -> Iterator[Steps]:
+            times: list[int] = []
+
+            def run() -> None:
+                times.append(1)
+                if len(times) == 2:
+                    raise OSError(28, "No space left on device")
+
+            yield Steps(run)
+
+        yield Case("a", opened)
+
+
+def test_a_case_that_fails_is_no_measurement_and_the_others_are_kept():
+    made, fault = recording.record(small(workloads={"bad": Breaking(), "calls": SystemCalls(calls=10)}))
+    assert fault == "bad/a failed"
+    records.check(made, "made")
+    first, *others = made["measurements"]
+    assert (first["status"], first["wall_ns"]) == ("unavailable", [])
+    assert "No space left on device" in first["reason"]
+    assert [one["status"] for one in others] == ["measured", "measured"]
+
+
+class Loose:
+    """No dataclass."""
+
+    def cases(self, bench: Bench) -> Iterator[Case]:
+        yield from ()
+
+
+@dataclass(frozen=True)
+class Unwritable:
+    """A field that JSON doesn't have."""
+
+    rate: float = float("nan")
+
+    def cases(self, bench: Bench) -> Iterator[Case]:
+        yield from ()
+
+
+@pytest.mark.parametrize("workload", [Loose(), Unwritable()])
+def test_a_workload_whose_settings_can_t_be_written_down_is_refused_beforehand(workload):
+    with pytest.raises(ConfigError, match=r"workload\.mine"):
+        small(workloads={"mine": workload})
+
+
+def test_a_record_that_is_there_is_not_overwritten(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("precious")
+    assert command.overhead(["record", "--out", str(tmp_path / "a.json"), *SMALL]) == 2
+    assert "isn't there yet" in capsys.readouterr().err
+    assert (tmp_path / "a.json").read_text() == "precious"
+
+
 def test_cases_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="mine/b"):
         recording.record(small(workloads={"mine": Scribbler(name="b")}))
@@ -85,7 +144,8 @@ def test_what_can_t_be_recorded_is_refused_by_name(change, field):
         ({"others": 0.5, "steal": 0.0}, False, ["took 50%"]),
         ({"others": 0.5, "steal": 0.0}, True, ["took 50%", "isn't credible"]),
         ({"others": 0.0, "steal": 0.1}, True, ["kept 10%"]),
-        ({"others": None, "steal": None}, True, []),
+        ({"others": None, "steal": None}, True, ["may have been shared"]),
+        ({"others": None, "steal": None}, False, []),
     ],
 )
 def test_a_busy_machine_is_said_to_be_busy(during, shared, said):
@@ -116,7 +176,7 @@ def test_a_guest_whose_report_fails_at_the_end_keeps_its_measurements(monkeypatc
     monkeypatch.setattr(SEVSNP, "evidence", evidence)
     monkeypatch.setattr(proof, "proven", lambda *_: proof.Proof("hardware", "as if"))
     made, fault = recording.record(small(), root=plant("snp_guest"))
-    assert fault == "no report: the host throttles"
+    assert fault == "there is no report: the host throttles"
     assert made["evidence"] is None
     assert len(made["measurements"]) == 2
     assert asked[1] == records.digest(made)

@@ -38,6 +38,7 @@ class FileIO:
     def cases(self, bench: Bench) -> Iterator[Case]:
         size = self.megabytes * 2**20
         path = str(bench.scratch / "file")
+        volatile = (f"the scratch folder is in memory ({bench.filesystem}): no disk is timed",)
         for name in ("write_fsync", "read"):
             for ablation in (None, BOUNCED) if self.ablations else (None,):
                 opener = self._write if name == "write_fsync" else self._read
@@ -48,6 +49,7 @@ class FileIO:
                     amount=size,
                     unit="bytes",
                     ablation=ablation,
+                    doubts=volatile if bench.filesystem in ("tmpfs", "ramfs") else (),
                 )
 
     @contextmanager

@@ -33,6 +33,8 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[2]))) as s:
 class Loopback:
     """Messages to a process that sends each back: small ones, whose time is that of the way, and large ones.
 
+    Both processes share two processors, where there are two: waking the other one is part of the way.
+
     Args:
         round_trips: of 64 bytes, in a repeat.
         kilobytes: KiB of a large message.
@@ -51,7 +53,8 @@ class Loopback:
         require(self.transfers >= 1, "transfers", self.transfers, "1 or more")
 
     def cases(self, bench: Bench) -> Iterator[Case]:
-        yield Case("round_trip", lambda: _open(64, self.round_trips, False), calls=self.round_trips)
+        both = min(2, len(bench.cpus))
+        yield Case("round_trip", lambda: _open(64, self.round_trips, False), calls=self.round_trips, threads=both)
         size = self.kilobytes * 1024
         for bounced in (False, True) if self.ablations else (False,):
             yield Case(
@@ -60,6 +63,7 @@ class Loopback:
                 amount=2 * size,
                 unit="bytes",
                 calls=self.transfers,
+                threads=both,
                 ablation=BOUNCED if bounced else None,
             )
 

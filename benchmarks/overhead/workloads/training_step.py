@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from privbench.benchmarks.conform import require
 from privbench.benchmarks.overhead.workloads import pictures
 from privbench.benchmarks.overhead.workloads.matrix_product import ONE_THREAD
-from privbench.benchmarks.overhead.workloads.workload import Bench, Case, Steps
+from privbench.benchmarks.overhead.workloads.workload import Bench, Case, Steps, Unavailable
 from privbench.benchmarks.tasks.models import ResNet18, SmallCNN, make
 from privbench.benchmarks.tasks.models.architecture import Architecture
 
@@ -28,7 +29,8 @@ class TrainingStep:
         batch_sizes: records a step.
         shape: of a picture: channels, height, width.
         steps: in a repeat.
-        ablations: the first model at the largest batch with one thread.
+        device: ``cpu`` or ``cuda``; a graphics processor's step ends when it has computed it.
+        ablations: the first model at the largest batch with one thread, on the processor.
         seed: of weights and pictures.
     """
 
@@ -36,6 +38,7 @@ class TrainingStep:
     batch_sizes: tuple[int, ...] = (8, 64)
     shape: tuple[int, int, int] = (3, 32, 32)
     steps: int = 5
+    device: Literal["cpu", "cuda"] = "cpu"
     ablations: bool = True
     seed: int = 0
 
@@ -52,7 +55,7 @@ class TrainingStep:
         for name in self.models:
             for size in self.batch_sizes:
                 yield self._case(name, size, len(bench.cpus))
-        if self.ablations and len(bench.cpus) > 1:
+        if self.ablations and len(bench.cpus) > 1 and self.device == "cpu":
             yield self._case(next(iter(self.models)), max(self.batch_sizes), 1, ONE_THREAD)
 
     def _case(self, name: str, size: int, threads: int, ablation: str | None = None) -> Case:
@@ -68,14 +71,18 @@ class TrainingStep:
 
     @contextmanager
     def _open(self, name: str, size: int) -> Iterator[Steps]:
-        model = make(self.models[name], pictures.spec(self.shape), self.seed).train()
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise Unavailable("no graphics processor that PyTorch can use")
+        model = make(self.models[name], pictures.spec(self.shape), self.seed).train().to(self.device)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        x, y = pictures.batch(self.shape, size, self.seed)
+        x, y = (part.to(self.device) for part in pictures.batch(self.shape, size, self.seed))
 
         def run() -> None:
             for _ in range(self.steps):
                 optimizer.zero_grad()
                 F.cross_entropy(model(x), y).backward()
                 optimizer.step()
+            if self.device == "cuda":
+                torch.cuda.synchronize()
 
         yield Steps(run)

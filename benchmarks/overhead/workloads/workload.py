@@ -63,11 +63,13 @@ class Bench:
         scratch: a folder for files; those of a workload are gone after it.
         cpus: processors that may be used.
         caches: bytes of the data caches by level, as far as the kernel lists them.
+        filesystem: the kind of the one that ``scratch`` is on, if it is known.
     """
 
     scratch: Path
     cpus: tuple[int, ...]
     caches: dict[int, int]
+    filesystem: str | None = None
 
 
 class Workload(Protocol):

@@ -75,7 +75,7 @@ LIES = {
     "fewer rounds": (lambda s: s["claims"][0]["history"][0].__setitem__(2, 1), "model_recipient: history"),
     "more noise": (lambda s: s["claims"][0]["history"][0].__setitem__(1, 9.0), "model_recipient: history"),
     "a lower rate": (lambda s: s["claims"][0]["history"][0].__setitem__(0, 0.01), "model_recipient: history"),
-    "another clip": (claim("clip", 0.1), "model_recipient: mechanism"),
+    "another clip": (claim("clip", 0.1), "model_recipient: clip"),
     "seeded noise passed off as real": (claim("simulated", False), "model_recipient: simulated"),
     "a round left out of the ledger": (lambda s: s["ledger"]["entries"][0].update(first=2), "ledger"),
     "a charge left out of the ledger": (lambda s: s["ledger"].update(charges=4), "ledger"),
