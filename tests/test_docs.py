@@ -27,6 +27,7 @@ RUN_DOCUMENTS = (
     "docs/contrastive.md",
     "docs/poisoning.md",
     "docs/overhead.md",
+    "docs/overhead-compare.md",
     "docs/defense-cost.md",
 )
 
@@ -137,6 +138,7 @@ UNCHANGED = (
     "privbench noise",
     "privbench dp",
     "overhead show",
+    "overhead plan",
     "workload=sorting",
 )
 

@@ -192,7 +192,7 @@ def _of_arms(
     for name, proof in standing.items():
         claimed = "; ".join(dict.fromkeys(_claimed(record) for record in arms[name]))
         worth = {"hardware": "proven: ", "custom": "under a root of your own: "}.get(proof.assurance, "not proven: ")
-        notes.append(f"{name}: {worth}{proof.reason}. The kernel's own word: {claimed}.")
+        notes.append(f"{name}: {worth}{proof.reason}. The kernel's own word: {claimed}.{_gpus(arms[name])}")
     own = dict.fromkeys(_claimed(record) for record in arms[base])
     if standing[base].assurance != "none" or [*own] != [NO_SIGN]:
         said = "; ".join(own)
@@ -229,6 +229,13 @@ def _order(arms: Mapping[str, Sequence[Record]], base: str) -> list[str]:
     return [
         f"NOT INTERLEAVED: {', '.join(apart)} and {base} were taken one after the other; what changed meanwhile counts."
     ]
+
+
+def _gpus(records: Sequence[Record]) -> str:
+    """What the driver says of each GPU's confidential computing."""
+    every = [g for record in records for g in record["machine"]["gpus"] or ()]
+    states = dict.fromkeys(f"{g['name']}: {g['feature'] or 'unknown'}" for g in every)
+    return f" The driver's word of confidential computing: {'; '.join(states)}." if states else ""
 
 
 def _claimed(record: Record) -> str:

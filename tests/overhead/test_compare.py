@@ -281,6 +281,18 @@ def test_records_taken_on_a_real_machine_compare(capsys):
     assert "records=plain: of two arms or more" in capsys.readouterr().err
 
 
+def test_a_gpu_s_state_is_noted_and_not_compared(arm):
+    def with_gpu(records, feature, driver="570.133.20"):
+        gpu = {"name": "NVIDIA H100", "driver": driver, "memory_bytes": 80 * 2**30, "feature": feature}
+        return changed(records, "machine.gpus", [gpu])
+
+    off = with_gpu(arm("plain"), "off")
+    found = compare([*off, *with_gpu(arm("gpu_cc", 1.05), "on")])
+    assert any(n.startswith("gpu_cc:") and n.endswith("confidential computing: NVIDIA H100: on.") for n in found.notes)
+    with pytest.raises(Incomparable, match=r"machine\.gpus"):
+        compare([*off, *with_gpu(arm("gpu_cc"), "on", driver="580.1")])
+
+
 def test_published_ranges_never_stand_among_measurements(arm):
     found = compare([*arm("plain"), *arm("again"), *arm("snp", 1.2)])
     table = tables.measured(found)
