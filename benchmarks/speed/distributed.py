@@ -20,7 +20,7 @@ from privbench.benchmarks.federation.distributed import Ranks, serve
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.group import Group
 from privbench.benchmarks.federation.launch import Launch
-from privbench.benchmarks.speed.federation import ours, settings, trained
+from privbench.benchmarks.speed.federation import made, ours, trained
 from privbench.benchmarks.speed.work import Contender, Timing, Work, interleave, table
 
 PATIENCE = 60.0
@@ -33,9 +33,9 @@ def ranks(processes: int, chunk: int) -> Contender:
     def run(work: Work) -> Timing:
         fork = multiprocessing.get_context("fork")
         here, there = fork.Pipe()
-        port = _free_port()
+        federation, port = made(work), _free_port()
         started = [
-            fork.Process(target=_rank, args=(Launch(rank, processes, "127.0.0.1", port), work, chunk, there))
+            fork.Process(target=_rank, args=(Launch(rank, processes, "127.0.0.1", port), federation, chunk, there))
             for rank in range(processes)
         ]
         for process in started:
@@ -50,14 +50,13 @@ def ranks(processes: int, chunk: int) -> Contender:
     return run
 
 
-def _rank(launch: Launch, work: Work, chunk: int, answer: Connection) -> None:
+def _rank(launch: Launch, federation: Federation, chunk: int, answer: Connection) -> None:
     torch.set_num_threads(1)
     group = Group(launch, PATIENCE, PATIENCE)
     if launch.rank:
-        federation = Federation(settings(work), work.task(), work.model(), seed=work.seed)
         serve(group, lambda origin: (federation.client_side(), {}))
     origin = engines.Origin({}, None, {})
-    answer.send(trained(work, lambda side: Ranks(side, group, chunk, origin), launch.world))
+    answer.send(trained(federation, lambda side: Ranks(side, group, chunk, origin), launch.world))
     group.close()
     os._exit(0)
 

@@ -80,20 +80,19 @@ def indexed(work: Work) -> Timing:
     return Timing(timed(rounds), task.evaluate(model)["accuracy"])
 
 
-def settings(work: Work) -> FederationSettings:
-    """The work, as privbench's."""
-    return FederationSettings(
+def made(work: Work) -> Federation:
+    """The work, as a federation of privbench's."""
+    settings = FederationSettings(
         clients=work.clients,
         rounds=work.rounds,
         participation=work.cohort / work.clients,
         local=LocalWork(learning_rate=work.learning_rate, batch_size=work.batch_size),
     )
+    return Federation(settings, work.task(), work.model(), seed=work.seed)
 
 
-def trained(work: Work, begin: Callable[[ClientSide], engines.Engine], processes: int) -> Timing:
-    """privbench's federation on the engine that ``begin`` makes; its start is set-up, as data loading is."""
-    task, model = work.task(), work.model()
-    federation = Federation(settings(work), task, model, seed=work.seed)
+def trained(federation: Federation, begin: Callable[[ClientSide], engines.Engine], processes: int) -> Timing:
+    """It, on the engine that ``begin`` makes; its start is set-up, as data loading is."""
     side, state = federation.client_side(), federation.start()
     engine = begin(side)
     try:
@@ -101,13 +100,13 @@ def trained(work: Work, begin: Callable[[ClientSide], engines.Engine], processes
         seconds = timed(lambda: [None for _ in federation.run(state, side, engine)] and None)
     finally:
         engine.close()
-    federation.layout.write(state.model, model)
-    return Timing(seconds, task.evaluate(model)["accuracy"])
+    federation.layout.write(state.model, federation.model)
+    return Timing(seconds, federation.task.evaluate(federation.model)["accuracy"])
 
 
 def ours(workers: int) -> Contender:
     """privbench's federation with so many workers."""
-    return lambda work: trained(work, lambda side: engines.start(side, workers, torch.device("cpu")), workers)
+    return lambda work: trained(made(work), lambda side: engines.start(side, workers, torch.device("cpu")), workers)
 
 
 def main() -> None:
