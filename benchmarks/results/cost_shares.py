@@ -33,16 +33,21 @@ def shares(run: Run) -> dict[str, float] | None:
 
     ``None`` for a run without spans.
     """
-    whole = _sum(run, "cpu_seconds")
+    rounds = sorted(run.series("cpu_seconds"))
+    rounds = rounds[1:] or rounds
+    whole = _sum(run, "cpu_seconds", rounds)
     if not whole or not run.rows("span_round_cpu_seconds"):
         return None
-    found = {part: sum(_sum(run, f"span_{s}_cpu_seconds") for s in spans) / whole for part, spans in PARTS.items()}
+    found = {
+        part: sum(_sum(run, f"span_{name}_cpu_seconds", rounds) for name in names) / whole
+        for part, names in PARTS.items()
+    }
     return {**found, OTHER: max(0.0, 1 - sum(found.values()))}
 
 
-def _sum(run: Run, metric: str) -> float:
+def _sum(run: Run, metric: str, rounds: Sequence[int]) -> float:
     series = run.series(metric)
-    return sum(value for number, value in series.items() if number > 1 or max(series) == 1)
+    return sum(series.get(number, 0.0) for number in rounds)
 
 
 def estimates(one: Costs) -> dict[str, Estimate] | None:
