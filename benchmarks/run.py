@@ -62,6 +62,7 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
         before = record.read()
         if before and before["status"] in ("complete", "diverged"):
             if not _again(prepared.experiment, before):
+                prepared.experiment.federation.engine.gather()
                 return Outcome(before["status"], "kept", _note(before))
             record.forget()
         elif before and before.get("revision") != revision():
