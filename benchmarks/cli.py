@@ -1,13 +1,19 @@
 """The console script. Nothing heavy is imported before a command needs it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from privbench.benchmarks.sweep import Jobs
+
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
-COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp")
+COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp", "overhead")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -20,17 +26,21 @@ commands:
   attest verify|show|measure|collect
                             AMD SEV-SNP reports: verify, print, expected measurement, get one inside a guest
   attest receipt|decision   signed receipts of a run's rounds, and of single decisions
+  attest gpu|bind           GPU attestation tokens, and their bond with a report
   invert --model M --update FILE --shape N,N,N
                             attack a gradient or an update of your own model, from a file
   epsilon --sampling-rate Q --noise-multiplier S --steps T --delta D
   noise --epsilon E --sampling-rate Q --steps T --delta D
                             what noisy steps guarantee, and the noise that a guarantee takes
   dp verify STATEMENT       recompute the epsilon that a private run states
+  overhead plan|record|show|compare
+                            what confidential computing costs: plan arms, time this machine, compare
 
 examples:
   privbench run experiment=quickstart
   privbench run defense=dp_central defense.privacy.epsilon=4 poisoning=backdoor
   privbench run -m defense=none,dp_local seed=0,1,2
+  torchrun --standalone --nproc-per-node=4 -m privbench.benchmarks.cli run federation/engine=distributed
   privbench invert --model mymodels:make --weights w.pt --update gradient.pt --shape 1,28,28 --out found
   privbench run --help      lists configuration groups and their choices
 """
@@ -59,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("privbench: interrupted; the same command resumes", file=sys.stderr)
         status = INTERRUPTED
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if (distributed := sys.modules.get("privbench.benchmarks.federation.distributed")) is not None:
+        distributed.leave(status)
     raise SystemExit(status)
 
 
@@ -66,6 +80,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
     own = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
     if name in own:
         return own[name]
+    if name == "overhead":
+        from privbench.benchmarks.overhead.command import overhead
+
+        return overhead
     from privbench.defenses.accounting import command
 
     return {"epsilon": command.epsilon, "noise": command.noise, "dp": command.dp}[name]
@@ -73,16 +91,21 @@ def _command(name: str) -> Callable[[list[str]], int]:
 
 def run(arguments: list[str]) -> int:
     """``privbench run``: every job is composed and checked first, then Hydra launches them."""
+    from privbench.benchmarks.federation import launch
+
+    rank = launch.rank()
     if any(a.split("=")[0] in DELEGATED for a in arguments):
-        return _hydra(arguments)
+        return 0 if rank and launch.by_torchrun() else _hydra(arguments)
     options = _hydra_options("run", arguments)
-    from privbench.benchmarks import sweep
+    from privbench.benchmarks import index, sweep
     from privbench.benchmarks.build import ConfigError
 
+    if rank and (status := _other_rank(options)) is not None:
+        return status
     try:
         jobs = sweep.plan(options.overrides, options.multirun, options.config_dir)
         if jobs.multirun:
-            sweep.write_index(jobs)
+            index.write_index(jobs)
     except ConfigError as error:
         return _refuse(error)
     flags = ["--multirun"] if jobs.multirun else []
@@ -90,11 +113,32 @@ def run(arguments: list[str]) -> int:
     if jobs.multirun:
         equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
-        for last, batch in enumerate(jobs.batches, start=1 - len(jobs.batches)):
-            ends = [] if last == 0 else ["hydra.callbacks.sweep.report=false"]
-            _hydra([*flags, *batch, *ends, f"name={jobs.name}"])
-        return 0
+        return _sweep(flags, jobs)
     return _hydra([*flags, *options.overrides])
+
+
+def _other_rank(options: argparse.Namespace) -> int | None:
+    """A rank beside 0, which trains what rank 0 asks for and says nothing; ``None`` if nobody asked for ranks."""
+    from privbench.benchmarks import sweep
+    from privbench.benchmarks.build import ConfigError
+    from privbench.benchmarks.federation import launch
+
+    try:
+        settings = sweep.distributed(options.overrides, options.multirun, options.config_dir)
+        if settings is None:
+            # Tasks of srun may be runs of their own; torchrun's are of one, which rank 0 refuses.
+            return BAD_INPUT if launch.by_torchrun() > 1 else None
+        launch.launched()
+    except ConfigError:
+        return BAD_INPUT  # rank 0 says why
+    from privbench.benchmarks.federation.meeting import RankLost
+    from privbench.benchmarks.rank import work
+
+    try:
+        return work(settings)
+    except RankLost as error:
+        print(f"privbench: {error}", file=sys.stderr)
+        return FAILED
 
 
 def report(arguments: list[str]) -> int:
@@ -161,6 +205,37 @@ def _hydra_options(command: str, arguments: list[str]) -> argparse.Namespace:
 def _refuse(error: Exception) -> int:
     print(f"privbench: {' '.join(str(error).split())}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _launch(flags: list[str], jobs: "Jobs") -> int:
+    """A sweep's batches one after the other; the last one ends with the table."""
+    for last, batch in enumerate(jobs.batches, start=1 - len(jobs.batches)):
+        ends = [] if last == 0 else ["hydra.callbacks.sweep.report=false"]
+        _hydra([*flags, *batch, *ends, f"name={jobs.name}"])
+    return 0
+
+
+def _sweep(flags: list[str], jobs: "Jobs") -> int:
+    """Launch a sweep's jobs; where they run in processes of their own and one is lost, say what hasn't ended."""
+    full = os.environ.get("HYDRA_FULL_ERROR")
+    if jobs.launcher == "basic" or full == "1":
+        return _launch(flags, jobs)
+    from privbench.benchmarks import index
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing a traceback
+    try:
+        return _launch(flags, jobs)
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        print(f"privbench: a job ended without a result: {type(error).__name__}: {reason}", file=sys.stderr)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = full or ""
+    folder = jobs.results / jobs.name
+    index.close(folder)
+    for run in index.unfinished(folder):
+        print(f"privbench: unfinished: {run}", file=sys.stderr)
+    print("privbench: the same command does what is missing", file=sys.stderr)
+    return FAILED
 
 
 def _hydra(arguments: list[str]) -> int:

@@ -44,7 +44,8 @@ class Experiment:
         results_dir: where results go.
         data_dir: where data sets are looked for first.
         name: of the sweep that this run belongs to.
-        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``.
+        rerun: finished runs to repeat: ``never``, ``stale`` (made by another revision) or ``all``, which starts failed
+            and killed ones anew as well.
         trusted_targets: packages besides privbench that ``_target_`` may name.
         published: figures that a paper reports of this experiment, for the report.
         profile: ``none``; ``spans`` records what the parts of each round took, ``trace`` also when, for a viewer.
@@ -150,18 +151,20 @@ def divided(config: dict[str, Any]) -> tuple[Experiment, int]:
     return experiment, clients
 
 
-def prepare(config: dict[str, Any]) -> Prepared:
+def prepare(config: dict[str, Any], writes: bool = True) -> Prepared:
     """Build everything that a run needs and check that it can run.
 
     Args:
         config: the resolved configuration as plain containers.
+        writes: whether this process is to coordinate and record the run; others train some of its clients.
 
     Raises:
         ConfigError: names the field, the value and what would be right.
     """
     experiment = compose(config)
     device = _device(experiment.device)
-    check_writable(Path(experiment.results_dir))
+    if writes:
+        check_writable(Path(experiment.results_dir))
     model = _model(experiment)
     leakage = experiment.leakage
     federation = Federation(
@@ -177,6 +180,7 @@ def prepare(config: dict[str, Any]) -> Prepared:
         architecture=experiment.model,
         canaries=experiment.inference.planted if experiment.inference else None,
     )
+    experiment.federation.engine.check(federation.clients, experiment.federation.workers, experiment.defense.channel)
     _check_attacks(experiment, federation)
     _check_inference(experiment, federation)
     if leakage and "model_modification" in leakage.attack.needs:
@@ -215,8 +219,8 @@ def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
 
 def _check_attacks(experiment: Experiment, federation: Federation) -> None:
     leakage, rounds = experiment.leakage, experiment.federation.rounds
-    if federation.plan and federation.plan.affordable is not None:
-        rounds = min(rounds, federation.plan.affordable)
+    affordable = federation.plan.affordable() if federation.plan else None
+    rounds = rounds if affordable is None else min(rounds, affordable)
     if leakage:
         domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
         hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"

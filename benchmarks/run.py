@@ -6,7 +6,8 @@ import math
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation import spans
+from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
@@ -25,6 +27,7 @@ from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
 from privbench.benchmarks.measures.trace import Trace
 from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.rank import origin
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
 from privbench.defenses.accounting.statement import Subject, document
@@ -41,7 +44,7 @@ class Outcome:
     Args:
         status: as in its manifest.
         how: ``ran``, ``resumed``, or ``kept`` (it was there already).
-        note: why it failed, or what is worth knowing of a kept run.
+        note: why it failed, or what is worth knowing of a kept run, or of what one took the place of.
     """
 
     status: Status
@@ -61,32 +64,46 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
     record = Record(prepared.path)
     with record.locked():
         before = record.read()
-        if before and before["status"] in ("complete", "diverged"):
-            if not _again(prepared.experiment, before):
-                return Outcome(before["status"], "kept", _note(before))
+        again = before is not None and _again(prepared.experiment, before)
+        if before and before["status"] in ("complete", "diverged") and not again:
+            return Outcome(before["status"], "kept", _note(before))
+        dropped = _dropped(before) if before and again else None
+        if again:
             record.forget()
-        elif before and before.get("revision") != revision():
-            # What another revision began isn't continued: its numbers would be of two programs.
-            record.forget()
-        return _run(prepared, record, choices, progress, parallel_jobs)
+        outcome = _run(prepared, record, choices, progress, parallel_jobs, dropped)
+        return replace(outcome, note="; ".join(n for n in (dropped, outcome.note) if n) or None)
 
 
 def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
-    stale = manifest.get("revision") != revision()
-    return experiment.rerun == "all" or (experiment.rerun == "stale" and stale)
+    """Whether to drop what there is of a run, however it ended, and do it from its first round."""
+    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
+    # What another revision began isn't continued: its numbers would be of two programs.
+    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
 
 
 def _note(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        found = manifest.get("revision") or {}
-        other = (found.get("commit") or found.get("version") or "unknown")[:12]
-        return f"made by another revision ({other}); rerun=stale repeats it"
+        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
     return None
 
 
-def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int) -> Outcome:
+def _dropped(manifest: dict[str, Any]) -> str | None:
+    """What is to be said of an unfinished run that is not gone on with, without having been asked for."""
+    if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
+        return None
+    return f"another revision ({_made_by(manifest)}) had begun it: started anew"
+
+
+def _made_by(manifest: dict[str, Any]) -> str:
+    found = manifest.get("revision") or {}
+    return (found.get("commit") or found.get("version") or "unknown")[:12]
+
+
+def _run(
+    prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int, dropped: str | None
+) -> Outcome:
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
     begin = time.perf_counter()
@@ -94,7 +111,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     spans.switch(profile != "none")  # before any process is forked
     federation = prepared.federation
     workers = federation.workers(jobs)
-    state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
+    state = record.begin({**_manifest(prepared, choices, workers), "dropped": dropped}) or federation.start()
     trace = Trace(record.folder / "trace.json", state.round) if profile == "trace" else None
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
@@ -104,10 +121,12 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         federation.settle(state)
         session = federation.session(state, prepared.id, record.path / "artifacts" / "attestation", workers)
         side = federation.client_side(session)
-        engine = engines.start(side, workers, federation.device, federation.defense.channel.apart)
+        settings, apart = federation.settings.engine, federation.defense.channel.apart
+        source = partial(origin, prepared, side, state.per_sample)
+        engine = settings.start(side, workers, federation.device, apart, source)
         progress.start(prepared, state.round)
         started = {"metric": "start_seconds", "round": state.round + 1, "value": time.perf_counter() - begin}
-        for finished in federation.run(state, side, engine):
+        for finished in federation.run(state, side, engine, Attempts(record.attempts)):
             rows = [started] if finished.round == started["round"] else []
             rows += _measure(prepared, finished, model, side, engine, record)
             _refuse_nonfinite(rows, finished.round)
@@ -126,6 +145,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
     except Exception as error:  # the record says why, and the other jobs of a sweep go on
         (record.path / "traceback.txt").write_text(traceback.format_exc())
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        reason = " ".join((reason, *getattr(error, "__notes__", ())))
         record.finish("failed", reason)
         return Outcome("failed", how, reason)
     finally:
@@ -155,6 +175,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
     packages, machine = environment()
     privacy, local = prepared.experiment.defense.privacy, prepared.experiment.defense.local
     spec, channel = prepared.experiment.task.spec, prepared.experiment.defense.channel
+    engine = prepared.experiment.federation.engine
     return {
         "schema": SCHEMA,
         "id": prepared.id,
@@ -168,7 +189,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "machine": {**machine, "workers": workers, "device": str(prepared.federation.device)},
         # Until the run is complete, nothing is assured; what is then, evidence shows.
         "assurance": "none",
-        "isolation": channel.isolation if channel.apart or workers == 1 else "same_host",
+        "isolation": channel.isolation if channel.apart else engine.isolation(workers),
         "reproducible": privacy is None or privacy.noise_source == "seeded",
         # What is changed on the client without a guarantee: no epsilon is stated, and the report says why.
         "heuristic": type(local).__name__ if local.heuristic else None,

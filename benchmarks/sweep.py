@@ -1,7 +1,5 @@
-"""Jobs: composed and checked before the first one starts, indexed, and closed with one table."""
+"""Jobs: composed and checked before the first one starts."""
 
-import datetime
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +16,16 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.build import ConfigError, require
 
 if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Experiment, Prepared
+    from privbench.benchmarks.federation.distributed import Distributed
 
 CONFIG = "config"
 
@@ -59,6 +57,7 @@ class Jobs:
             when it starts).
         batches: what Hydra is given to launch them, one batch after another.
         combinations: how many there are with equal ones.
+        launcher: Hydra's that launches them, by name.
     """
 
     multirun: bool
@@ -67,6 +66,7 @@ class Jobs:
     jobs: list[Job]
     batches: list[list[str]]
     combinations: int
+    launcher: str
 
 
 def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) -> Jobs:
@@ -75,12 +75,14 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
     Raises:
         ConfigError: for the first bad one, with its overrides in a sweep.
     """
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         overrides = _deferred(overrides)
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
         batches, sweeps = _expand(first.hydra.sweeper, overrides) if many else ([overrides], [overrides])
+        if many:
+            _check_launcher(first)
         # Equal jobs are one run: an arm without a guarantee is the same at every epsilon.
         by_id: dict[str, Job] = {}
         for job in sweeps:
@@ -89,7 +91,24 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         jobs = [*by_id.values()]
         _check_epsilon(sweeps, by_id)
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
-        return Jobs(many, str(name), Path(first.results_dir), jobs, batches, len(sweeps))
+        launcher = str(first.hydra.runtime.choices["hydra/launcher"])
+        return Jobs(many, str(name), Path(first.results_dir), jobs, batches, len(sweeps), launcher)
+
+
+def distributed(overrides: list[str], multirun: bool, config_dir: str | None = None) -> "Distributed | None":
+    """The engine of a command line if it is that of several ranks; nothing else is checked.
+
+    Raises:
+        ConfigError: if it can't be composed.
+    """
+    from privbench.benchmarks.build import build
+    from privbench.benchmarks.federation.distributed import Distributed
+
+    with searching(config_dir) as hydra:
+        deferred = _deferred(overrides)
+        config = plain(_compose(hydra, deferred, RunMode.MULTIRUN if multirun else RunMode.RUN))
+        found = build(config["federation"]["engine"], config["trusted_targets"], "federation.engine")
+        return found if isinstance(found, Distributed) else None
 
 
 def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
@@ -100,7 +119,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
     """
     from privbench.benchmarks.experiment import prepare
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return prepare(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
@@ -112,14 +131,14 @@ def divided(overrides: list[str], config_dir: str | None = None) -> tuple["Exper
     """
     from privbench.benchmarks import experiment
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return experiment.divided(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[Hydra]:
+def searching(config_dir: str | None, package: str = "privbench.conf") -> Iterator[Hydra]:
     """Hydra over the suite's configuration and the user's; its errors become :class:`ConfigError`."""
-    search = create_automatic_config_search_path(None, None, "pkg://privbench.conf")
+    search = create_automatic_config_search_path(None, None, f"pkg://{package}")
     if config_dir:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
@@ -238,6 +257,14 @@ def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
     return Job(overrides, prepared.id, prepared.path)
 
 
+def _check_launcher(first: DictConfig) -> None:
+    """Refuse jobs in processes of their own under an engine of ranks, which are one group."""
+    basic = first.hydra.launcher._target_.endswith("BasicLauncher")
+    several = first.federation.engine._target_.endswith(".Distributed")
+    hint = "basic with federation/engine=distributed: its ranks do a sweep's jobs together, one after another"
+    require(basic or not several, "hydra/launcher", first.hydra.runtime.choices["hydra/launcher"], hint)
+
+
 def _check_epsilon(sweeps: list[list[str]], by_id: dict[str, Job]) -> None:
     """Refuse a sweep over ``epsilon`` that no arm takes part in: a curve was asked for, and would be a point."""
     asked = sorted({o.partition("=")[2] for job in sweeps for o in job if o.startswith("epsilon=")})
@@ -266,71 +293,9 @@ def _translate(error: Exception) -> ConfigError:
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         return ConfigError(found[1], found[2], "several values are a sweep: add -m (or quote the value)")
     if found := re.search(r"Could not override '([^']+)'", text):
-        return ConfigError(found[1], "...", "no such key; privbench run --help lists them (+key=value appends one)")
+        return ConfigError(found[1], "...", "no such key; --help lists them (+key=value appends one)")
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return ConfigError("override", found[1], "write it as key=value")
     for noise in ("full_key:", "object_type=", "Set the environment variable"):
         text = text.split(noise)[0]
     return ConfigError("configuration", type(error).__name__, text.strip())
-
-
-class Sweep(Callback):
-    """Hydra's callback around a sweep: the table when it ends, whatever launches its jobs.
-
-    Args:
-        report: ``false`` where more of the same sweep follows.
-    """
-
-    def __init__(self, report: bool = True) -> None:
-        self.report = report
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if not self.report:
-            return
-        from rich.console import Console
-
-        from privbench.benchmarks.results.report import report
-
-        folder = Path(config.results_dir) / str(config.name)
-        refresh(folder)
-        result = report(folder, Console())
-        if result.status:
-            raise SystemExit(1)
-
-
-def write_index(jobs: Jobs) -> Path:
-    """Write ``sweep.json`` of a sweep about to start.
-
-    Returns:
-        The sweep's folder.
-    """
-    from privbench.benchmarks.results.record import write_json
-
-    folder = jobs.results / jobs.name
-    folder.mkdir(parents=True, exist_ok=True)
-    ids = sorted(job.id for job in jobs.jobs)
-    write_json(
-        folder / "sweep.json",
-        {
-            "schema": 1,
-            "id": sha256(" ".join(ids).encode()).hexdigest()[:12],
-            "name": jobs.name,
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "runs": [
-                {"path": f"../runs/{job.id}", "id": job.id, "overrides": job.overrides, "status": "planned"}
-                for job in jobs.jobs
-            ],
-        },
-    )
-    return folder
-
-
-def refresh(folder: Path) -> None:
-    """Bring the statuses in a sweep's index up to date."""
-    from privbench.benchmarks.results.record import Record, write_json
-
-    index = json.loads((folder / "sweep.json").read_text())
-    for entry in index["runs"]:
-        manifest = Record(folder / entry["path"]).read()
-        entry["status"] = manifest["status"] if manifest else "missing"
-    write_json(folder / "sweep.json", index)

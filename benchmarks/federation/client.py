@@ -80,7 +80,7 @@ class Job:
     """One client's turn in one phase of a round.
 
     Args:
-        client, round, phase: which.
+        client, round, phase, attempt: which.
         model: a model sent to this client alone (an active operator's); ``None`` is the round's.
         inbox: what the channel relayed to it.
         state: what it kept.
@@ -98,6 +98,7 @@ class Job:
     others: tuple[Update, ...] = ()
     colluders: Mapping[int, Tensor | None] = field(default_factory=dict)
     context: RoundContext | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,17 @@ class Turn:
         work, number = self.work, job.round
         with span("local_training", job.client):
             return trainer.train(
-                received, records, work, job.client, side.plan, side.seed, number, canaries, steering, clean
+                received,
+                records,
+                work,
+                job.client,
+                side.plan,
+                side.seed,
+                number,
+                canaries,
+                steering,
+                clean,
+                job.attempt,
             )
 
     def _canary(self, received: Tensor, own: Own) -> Update:

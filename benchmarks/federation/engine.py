@@ -6,11 +6,16 @@ import pickle
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
+
+from privbench.benchmarks.conform import require
+from privbench.benchmarks.federation.launch import by_torchrun
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -31,9 +36,87 @@ class Engine(Protocol):
         """
         ...
 
+    def share(self, name: str, value: Tensor) -> None:
+        """Copy ``value`` into the context's tensor of that name, for all functions that are mapped from now on."""
+        ...
+
     def close(self) -> None:
         """Give workers back. Safe to call twice."""
         ...
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a process that inherits nothing makes the same context of.
+
+    Args:
+        config: the run's, resolved.
+        per_sample: how clipped gradients are computed, as measured where the run began.
+        facts: of code, data and initial model, which have to be the same in all processes.
+    """
+
+    config: Mapping[str, Any]
+    per_sample: str | None
+    facts: Mapping[str, Any]
+
+
+class EngineSettings(Protocol):
+    """Where a run's clients train: a configuration, which starts an :class:`Engine` for each run."""
+
+    def check(self, clients: int, workers: int | None, channel: Any) -> None:
+        """Refuse a run that can't train there.
+
+        Args:
+            clients: of the federation.
+            workers: the setting.
+            channel: the defense's.
+
+        Raises:
+            ConfigError: naming what would be right.
+        """
+        ...
+
+    def processes(self, clients: int, workers: int | None, parallel_jobs: int) -> int:
+        """How many processes run clients, where ``parallel_jobs`` runs share this machine."""
+        ...
+
+    def isolation(self, processes: int) -> str:
+        """What separates the server from the clients that are nearest to it."""
+        ...
+
+    def start(
+        self, context: Any, processes: int, device: torch.device, apart: bool, origin: Callable[[], Origin]
+    ) -> Engine:
+        """Begin a run.
+
+        Args:
+            context: this process's.
+            device: where clients train.
+            apart: clients must not run in this process.
+            origin: of the same context, for processes that don't inherit it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process, or a pool of its children, on this machine."""
+
+    def check(self, clients: int, workers: int | None, channel: Any) -> None:
+        world = by_torchrun()
+        hint = "distributed under torchrun, which started several ranks of the same run"
+        require(world < 2, "federation.engine", "processes", hint)
+
+    def processes(self, clients: int, workers: int | None, parallel_jobs: int) -> int:
+        return min(clients, workers or max(1, cores() // parallel_jobs))
+
+    def isolation(self, processes: int) -> str:
+        return "same_process" if processes == 1 else "same_host"
+
+    def start(
+        self, context: Any, processes: int, device: torch.device, apart: bool, origin: Callable[[], Origin]
+    ) -> Engine:
+        return start(context, processes, device, apart)
 
 
 class WorkerDied(RuntimeError):
@@ -60,6 +143,9 @@ class Serial:
         for item in items:
             yield function(self._context, item)
 
+    def share(self, name: str, value: Tensor) -> None:
+        getattr(self._context, name).copy_(value)
+
     def close(self) -> None:
         pass
 
@@ -69,6 +155,7 @@ class Pool:
 
     Forking hands the context (data, model) over without copying it. Each worker gets two items ahead, so that it
     never waits for the coordinator; results are put in order within a bounded window. A dead worker is noticed.
+    Tensors that are to be shared lie in shared memory before the fork.
     """
 
     AHEAD = 2
@@ -79,6 +166,7 @@ class Pool:
         # torch.optim's first use imports torch._dynamo (a second): before the fork, once.
         import torch.optim  # noqa: F401
 
+        self._context = context
         fork = multiprocessing.get_context("fork")
         self._pipes: list[Connection] = []
         self._busy: dict[Connection, deque[int]] = {}
@@ -138,6 +226,9 @@ class Pool:
             yielded += 1
             yield done.pop(yielded - 1)
             feed()
+
+    def share(self, name: str, value: Tensor) -> None:
+        getattr(self._context, name).copy_(value)
 
     def _drain(self) -> None:
         """Take in the answers that an abandoned map left behind: they are not the next one's."""
@@ -202,14 +293,14 @@ def _work(pipe: Connection, inherited: list[Connection], context: Any) -> None:
         except KeyboardInterrupt:
             return
         except Exception as error:
-            answer = (False, _portable(error))
+            answer = (False, portable(error))
         try:
             pipe.send_bytes(pickle.dumps(answer, protocol=5))
         except OSError:
             return
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error itself if it is the suite's own and survives pickling, else its traceback."""
     if type(error).__module__.startswith("privbench."):
         try:
@@ -236,5 +327,7 @@ def warm(_: Any, item: int) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use; of a SLURM task those that it asked for, which not every cluster enforces."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(allowed, int(asked)) if asked.isdecimal() and int(asked) else allowed

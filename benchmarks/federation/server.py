@@ -179,6 +179,7 @@ class RoundContext:
         plan: the privacy plan, if the defense has one.
         watched: clients whose updates an adversary keeps, out of those that its view shows.
         crafted: models that an active operator made for single clients, by client.
+        attempt: at the round, from 1, where each draws its own cohort and batches.
     """
 
     seed: int
@@ -192,6 +193,7 @@ class RoundContext:
     plan: "Plan | None"
     watched: frozenset[int]
     crafted: Mapping[int, Tensor] = field(default_factory=dict)
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,6 @@ class Released:
         aggregate: after the release station; ``None`` where the channel shows the model alone.
         costs: what the channel itself took in the round, by metric name (seconds, bytes).
         refused: messages that the channel refused, by the refusal's name; ``None`` for a channel that refuses none.
-        attempts: at the round, each charged: one that was lost may have released.
         cohort: who is in the sum; ``None``: all who answered.
     """
 
@@ -213,7 +214,6 @@ class Released:
     aggregate: Update | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] | None = None
-    attempts: int = 1
     cohort: tuple[int, ...] | None = None
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from privbench.benchmarks.build import RUNTIME, require
 from privbench.benchmarks.federation.augmentation import Augmentation
+from privbench.benchmarks.federation.engine import EngineSettings, Processes
 from privbench.benchmarks.federation.server import ServerOptimizer, ServerSGD
 from privbench.benchmarks.federation.update import Kind
 from privbench.benchmarks.shares import at_least
@@ -84,6 +85,7 @@ class FederationSettings:
             ``None``: from the model's initialisation.
         local: the clients' work.
         server: the server optimiser.
+        engine: where clients train: processes of this machine, or the ranks of several. It doesn't change numbers.
         patience: seconds in which no client answers, after which the run stops; ``None`` waits for ever. Clients in the
             coordinating process (``workers`` 1, plaintext) can't be given up.
         workers: processes that run clients; ``None`` shares the cores among parallel jobs. It doesn't change numbers.
@@ -102,6 +104,7 @@ class FederationSettings:
     start_from: str | None = None
     local: LocalWork = field(default_factory=LocalWork)
     server: ServerOptimizer = field(default_factory=ServerSGD)
+    engine: EngineSettings = field(default_factory=Processes, metadata=RUNTIME)
     patience: float | None = field(default=3600.0, metadata=RUNTIME)
     workers: int | None = field(default=None, metadata=RUNTIME)
 

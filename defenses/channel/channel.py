@@ -151,6 +151,10 @@ class Session(Protocol):
         """What :meth:`server` returned for this round before the run was cut off, if it was released already."""
         ...
 
+    def begun(self, round: int) -> int | None:
+        """Attempts at a round that were begun, in a process before this one too; ``None``: the channel counts none."""
+        ...
+
     def recover(self, state: ServerState) -> None:
         """Make a new start after :class:`ChannelLost`.
 
@@ -237,6 +241,9 @@ class Plaintext:
         return self
 
     def stored(self, state: ServerState, context: RoundContext) -> None:
+        return None
+
+    def begun(self, round: int) -> None:
         return None
 
     def recover(self, state: ServerState) -> None:

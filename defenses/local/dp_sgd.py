@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.randomness import chosen
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.spans import span
 from privbench.defenses.accounting.plan import RecordPlan
@@ -70,7 +71,7 @@ class DPSGD(Local):
     def batches(self, records: int, work: LocalWork, generator: torch.Generator) -> Iterator[Tensor]:
         rate = work.batch(records) / records
         for _ in range(work.local_steps(records)):
-            yield torch.nonzero(torch.rand(records, generator=generator) < rate).squeeze(1)
+            yield torch.nonzero(chosen(records, rate, generator)).squeeze(1)
 
     def visited(self, records: int, work: LocalWork) -> int:
         missed = (1 - work.batch(records) / records) ** work.local_steps(records)

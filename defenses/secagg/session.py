@@ -163,6 +163,9 @@ class SecAggSession:
     def stored(self, state: ServerState, context: RoundContext) -> None:
         return None
 
+    def begun(self, round: int) -> None:
+        return None
+
     def recover(self, state: ServerState) -> None:
         raise RoundRefused("lost: a round of secure aggregation can't be taken up again")
 

@@ -230,6 +230,10 @@ class AttestedSession:
         answer = self._run.folder.stored
         return self._outcome(answer, state, context) if answer and answer["round"] == context.round else None
 
+    def begun(self, round: int) -> int:
+        number, last = self._run.folder.attempted()
+        return last if number == round else 0
+
     def recover(self, state: ServerState) -> None:
         self._run.restart()
         unlocking.unlock(self._run, state)
@@ -256,5 +260,5 @@ class AttestedSession:
         full = RoundView(context.round, sent, model, took_part, {}, None, context.crafted, sizes, seconds)
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
-        released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
+        released = Released(model, extras, costs=costs, refused=refused)
         return released, by_adversary(full, models=not sealed)

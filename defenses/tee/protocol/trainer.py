@@ -24,6 +24,7 @@ from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.usage import Stopwatch
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.local import Local
 from privbench.defenses.tee.platforms.platform import Platform, Unavailable
 from privbench.defenses.tee.protocol import downlink, parts, proof, sealing, state
@@ -64,11 +65,11 @@ class Training:
         self.clip = parts.clip(manifest, self.local)
         self.trainer = Trainer(model, self.layout, loss, self.local, torch.device("cpu"))
 
-    def update(self, received: Tensor, records: Split, client: int, round: int) -> Update:
+    def update(self, received: Tensor, records: Split, client: int, round: int, attempt: int) -> Update:
         """One client's update after its local mechanism, from the same streams as a client without attestation."""
-        seed = self.manifest.seed
+        seed, drawn = self.manifest.seed, redrawn(self.plan, attempt)
         with span("local_training", client):
-            made = self.trainer.train(received, records, self.work, client, self.plan, seed, round)
+            made = self.trainer.train(received, records, self.work, client, self.plan, seed, round, attempt=drawn)
         with span("local_mechanism", client):
             return self.local.send(made, client, self.plan, stream(seed, "send", round, client))
 
@@ -114,7 +115,7 @@ class ClientGuest:
         training: Training = self._training(request["manifest"], request["training"])
         data = state.decode(request["records"])
         records = Split(data["x"], data["y"])
-        update = training.update(sealing.vector(request["model"]), records, client, opening.round)
+        update = training.update(sealing.vector(request["model"]), records, client, opening.round, opening.attempt)
         trained = time.perf_counter()
         encoded = sealing.encode(update)
         statement = Statement(
