@@ -9,7 +9,7 @@ from privbench.benchmarks.results.arms import Estimate
 from privbench.benchmarks.results.costs import Costs, costs
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.runs import Run
-from privbench.benchmarks.results.style import COLUMN, PAGE, new, style
+from privbench.benchmarks.results.style import COLUMN, PAGE, new, style, wrap
 from privbench.benchmarks.results.tabular import Table, percent
 
 NAME = "cost_shares"
@@ -108,18 +108,21 @@ def cost_shares(results: Results) -> Figure | None:
     if not setups:
         return None
     names = list(dict.fromkeys(one.defense for setup in setups for one, _ in setup))
+    wide = len(setups) > 1
     with style():
-        figure = new(PAGE if len(setups) > 1 else COLUMN, (1.15 if len(setups) > 1 else 1.7) + 0.19 * len(names))
+        figure = new(PAGE if wide else COLUMN, (1.15 if wide else 2.0) + 0.19 * len(names))
         panels = figure.subplots(1, len(setups), sharey=True, squeeze=False)[0]
         for axes, setup in zip(panels, setups, strict=True):
             _panel(axes, setup, names)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
-        columns = 5 if len(setups) > 1 else 2
+        columns = 5 if wide else 2
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        panels[len(panels) // 2].set_xlabel("CPU seconds of a round, over those without a defense")
-        figure.suptitle(_runs(setups), fontsize=7)
+        panels[len(panels) // 2].set_xlabel(
+            wrap("CPU seconds of a round, over those without a defense", 60 if wide else 30)
+        )
+        figure.suptitle(wrap(_runs(setups), 120 if wide else 50), fontsize=7)
     return figure
 
 
