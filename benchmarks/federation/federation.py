@@ -148,6 +148,7 @@ class Federation:
 
     def _facts(self) -> Facts:
         planted = self.planted
+        out, late = self.settings.dropout, self.defense.channel.dropout
         records = tuple(planted.enrolled(len(s), c) if planted else len(s) for c, s in enumerate(self.shares))
         work, patients = self.settings.local, units.patients(self)
         drawn = patients or records
@@ -163,7 +164,8 @@ class Federation:
             cap=self.settings.max_participations,
             separation=self.settings.min_separation,
             operator_reads_updates=self.defense.channel.plaintext,
-            dropout=1 - (1 - self.settings.dropout) * (1 - self.defense.channel.dropout),
+            # Of either: written so that a single one keeps its digits, which messages show.
+            dropout=out + late - out * late,
         )
 
     @property

@@ -179,7 +179,7 @@ class Guarantee:
 
     def __post_init__(self) -> None:
         require(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
-        require(0 < self.clip < math.inf, "clip", self.clip, "must be positive")
+        require(0 < self.clip < math.inf, "clip", self.clip, "must be positive, and a number")
         require(
             (self.epsilon is None) != (self.noise_multiplier is None),
             "epsilon",
@@ -207,7 +207,9 @@ class Guarantee:
         try:
             terms.epsilon([((rate, 1.0), 1)], self.delta)
         except Uncovered as error:
-            raise ConfigError("accountant", self.accountant, f"another one: {error}") from None
+            drawn = "" if rate == 1 else f" and sampling={sampling}"
+            why = f"it has no proof for adjacency={self.adjacency}{drawn}: {error}"
+            raise ConfigError("accountant", self.accountant, why) from None
         if self.noise_multiplier is not None:
             return self.noise_multiplier
         assert self.epsilon is not None

@@ -82,7 +82,7 @@ def test_cohorts_of_a_fixed_size_have_an_accountant_of_their_own():
         ClientLevel(delta=1e-3, clip=1.0, epsilon=8.0, accountant="rdp"),
         ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0, accountant="rdp"),
     ):
-        with pytest.raises(ConfigError, match=r"accountant.*adjacency replace alone"):
+        with pytest.raises(ConfigError, match=r"accountant=rdp: .*adjacency=add_remove.*adjacency replace alone"):
             guarantee.bind(facts(sampling="fixed"))
 
 
