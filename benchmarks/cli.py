@@ -40,6 +40,7 @@ examples:
   privbench run experiment=quickstart
   privbench run defense=dp_central defense.privacy.epsilon=4 poisoning=backdoor
   privbench run -m defense=none,dp_local seed=0,1,2
+  torchrun --standalone --nproc-per-node=4 -m privbench.benchmarks.cli run federation/engine=distributed
   privbench invert --model mymodels:make --weights w.pt --update gradient.pt --shape 1,28,28 --out found
   privbench run --help      lists configuration groups and their choices
 """

@@ -66,6 +66,7 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
         before = record.read()
         again = before is not None and _again(prepared.experiment, before)
         if before and before["status"] in ("complete", "diverged") and not again:
+            prepared.experiment.federation.engine.gather()
             return Outcome(before["status"], "kept", _note(before))
         dropped = _dropped(before) if before and again else None
         if again:

@@ -48,15 +48,15 @@ def free_port() -> int:
 
 
 class Launch:
-    """Ranks forked from here, with the environment that torchrun gives them; rank 0 does ``work``."""
+    """Two ranks forked from here, with the environment that torchrun or srun gives them; rank 0 does ``work``."""
 
-    def __init__(self, folder: Path, work: Callable[[], Any], world: int = 2):
+    def __init__(self, folder: Path, work: Callable[[], Any], names: tuple[str, str] = ("RANK", "WORLD_SIZE")):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         port, fork = str(free_port()), multiprocessing.get_context("fork")
         self._ranks = []
-        for number in range(world):
-            own = {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for number in range(2):
+            own = {names[0]: str(number), names[1]: "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             self._ranks.append(fork.Process(target=self._one, args=(number, work, own)))
         for process in self._ranks:
             with warnings.catch_warnings():
@@ -162,6 +162,9 @@ def test_a_killed_rank_is_recorded_by_name_and_the_run_resumes(tmp_path):
     assert again.statuses() == [0, 0], again.said(0)
     assert (manifest(results)["status"], manifest(results)["resumed"]) == ("complete", 1)
     assert lines(results) == lines(tmp_path / "one")
+    kept = Launch(tmp_path, lambda: do(results, RANKS, long))
+    assert kept.statuses() == [0, 0], "nobody waits for work that there isn't"
+    assert kept.said(1) == ""
 
 
 @pytest.mark.timeout(120)
@@ -179,7 +182,8 @@ def test_a_rank_without_the_data_is_named(tmp_path):
 @pytest.mark.timeout(60)
 def test_a_lost_coordinator_is_named_by_the_others(tmp_path):
     results = tmp_path / "many"
-    started = Launch(tmp_path, lambda: do(results, RANKS, "federation.rounds=1000"))
+    srun = ("SLURM_PROCID", "SLURM_NTASKS")
+    started = Launch(tmp_path, lambda: do(results, RANKS, "federation.rounds=1000"), srun)
     wait_for(lambda: reached(results, 1))
     started.kill(0)
     assert started.statuses() == [-signal.SIGKILL, 1]

@@ -18,6 +18,7 @@ RUN_DOCUMENTS = (
     "docs/getting-started.md",
     "docs/add-a-defense.md",
     "docs/configuration.md",
+    "docs/clusters.md",
     "docs/leakage-experiments.md",
     "docs/accounting.md",
     "docs/membership-and-audit.md",

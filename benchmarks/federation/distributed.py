@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from privbench.benchmarks.federation.engine import (
 )
 from privbench.benchmarks.federation.group import Group, leave_now
 from privbench.benchmarks.federation.launch import launched
+from privbench.benchmarks.federation.meeting import RankLost
 
 AHEAD = 2
 """Chunks that a rank has: one that it works on, and the next."""
@@ -59,6 +61,10 @@ class Distributed:
 
     def isolation(self, processes: int) -> str:
         return "same_process"  # rank 0 trains, too
+
+    def gather(self) -> None:
+        with suppress(RankLost):
+            member(self)
 
     def start(
         self, context: Any, processes: int, device: torch.device, apart: bool, origin: Callable[[], Origin]

@@ -84,6 +84,10 @@ class EngineSettings(Protocol):
         """What separates the server from the clients that are nearest to it."""
         ...
 
+    def gather(self) -> None:
+        """Have those who wait for work come, also where there is none: they learn so when this process ends."""
+        ...
+
     def start(
         self, context: Any, processes: int, device: torch.device, apart: bool, origin: Callable[[], Origin]
     ) -> Engine:
@@ -112,6 +116,9 @@ class Processes:
 
     def isolation(self, processes: int) -> str:
         return "same_process" if processes == 1 else "same_host"
+
+    def gather(self) -> None:
+        pass
 
     def start(
         self, context: Any, processes: int, device: torch.device, apart: bool, origin: Callable[[], Origin]

@@ -64,6 +64,10 @@ def check(record: Any, shown: str) -> None:
         if fault := _fault(one) or (f"{key(one)}: comes twice" if key(one) in seen else None):
             raise ConfigError("record", shown, fault)
         seen.add(key(one))
+    try:
+        digest(record)
+    except (ValueError, TypeError, RecursionError) as error:  # integers beyond 2^53, half a surrogate pair
+        raise ConfigError("record", shown, f"it has no canonical form: {error}") from None
 
 
 def key(measurement: Mapping[str, Any]) -> str:

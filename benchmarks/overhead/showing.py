@@ -17,7 +17,8 @@ def line(measurement: dict[str, Any]) -> str:
     if measurement["status"] == "unavailable":
         return f"{name:52} not measured: {measurement['reason']}"
     calls = [t / measurement["calls"] for t in measurement["wall_ns"]]
-    low, middle, high = statistics.quantiles(calls, n=4, method="inclusive")
+    # Of a single repeat, which a record from elsewhere may have, there are no quartiles.
+    low, middle, high = statistics.quantiles(calls, n=4, method="inclusive") if len(calls) > 1 else calls * 3
     scale, unit = next((s, u) for s, u in _SCALES if middle >= s or s == 1)
     shown = f"{name:52} {middle / scale:9.3f} {unit:2} [{low / scale:.3f}, {high / scale:.3f}] of {len(calls)}"
     work = measurement["work"]

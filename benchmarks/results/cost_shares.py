@@ -9,7 +9,7 @@ from privbench.benchmarks.results.arms import Estimate
 from privbench.benchmarks.results.costs import Costs, costs
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.runs import Run
-from privbench.benchmarks.results.style import COLUMN, PAGE, new, style
+from privbench.benchmarks.results.style import COLUMN, PAGE, new, style, wrap
 from privbench.benchmarks.results.tabular import Table, percent
 
 NAME = "cost_shares"
@@ -22,9 +22,10 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "encryption": ("encryption",),
     "receipts": ("receipts",),
     "rule": ("rule",),
+    "carrying messages": ("waiting",),
 }
 """What is drawn, and the spans that it is made of; :data:`OTHER` is the rest of the CPU seconds."""
-LOOKS = ("#B8B8B8", "#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#E69F00", "#009E73", "#F0F0F0")
+LOOKS = ("#B8B8B8", "#0072B2", "#56B4E9", "#D55E00", "#CC79A7", "#E69F00", "#009E73", "#4D4D4D", "#F0F0F0")
 
 
 def shares(run: Run) -> dict[str, float] | None:
@@ -32,16 +33,21 @@ def shares(run: Run) -> dict[str, float] | None:
 
     ``None`` for a run without spans.
     """
-    whole = _sum(run, "cpu_seconds")
+    rounds = sorted(run.series("cpu_seconds"))
+    rounds = rounds[1:] or rounds
+    whole = _sum(run, "cpu_seconds", rounds)
     if not whole or not run.rows("span_round_cpu_seconds"):
         return None
-    found = {part: sum(_sum(run, f"span_{s}_cpu_seconds") for s in spans) / whole for part, spans in PARTS.items()}
+    found = {
+        part: sum(_sum(run, f"span_{name}_cpu_seconds", rounds) for name in names) / whole
+        for part, names in PARTS.items()
+    }
     return {**found, OTHER: max(0.0, 1 - sum(found.values()))}
 
 
-def _sum(run: Run, metric: str) -> float:
+def _sum(run: Run, metric: str, rounds: Sequence[int]) -> float:
     series = run.series(metric)
-    return sum(value for number, value in series.items() if number > 1 or max(series) == 1)
+    return sum(series.get(number, 0.0) for number in rounds)
 
 
 def estimates(one: Costs) -> dict[str, Estimate] | None:
@@ -79,7 +85,7 @@ def share_table(results: Results) -> Table | None:
     )
     notes = (
         "in percent of a round's CPU seconds, all processes together, each part without the parts that lie in it.",
-        "other: processes' own work around these parts, carrying messages between them, and an emulated platform.",
+        "carrying messages: between processes; other: their own work around these parts, and an emulated platform.",
     )
     headers = ("model", "defense", "n", *(f"{part} (%)" for part in (*PARTS, OTHER)))
     return Table(headers, rows, notes, records)
@@ -102,18 +108,21 @@ def cost_shares(results: Results) -> Figure | None:
     if not setups:
         return None
     names = list(dict.fromkeys(one.defense for setup in setups for one, _ in setup))
+    wide = len(setups) > 1
     with style():
-        figure = new(PAGE if len(setups) > 1 else COLUMN, 1.15 + 0.19 * len(names))
+        figure = new(PAGE if wide else COLUMN, (1.15 if wide else 2.0) + 0.19 * len(names))
         panels = figure.subplots(1, len(setups), sharey=True, squeeze=False)[0]
         for axes, setup in zip(panels, setups, strict=True):
             _panel(axes, setup, names)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
-        columns = 4 if len(setups) > 1 else 2
+        columns = 5 if wide else 2
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        figure.supxlabel("CPU seconds of a round, over those without a defense", fontsize=7.5)
-        figure.suptitle(_runs(setups), fontsize=7)
+        panels[len(panels) // 2].set_xlabel(
+            wrap("CPU seconds of a round, over those without a defense", 60 if wide else 30)
+        )
+        figure.suptitle(wrap(_runs(setups), 120 if wide else 50), fontsize=7)
     return figure
 
 

@@ -9,6 +9,7 @@ import argparse
 import copy
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.speed import peers
@@ -78,29 +80,33 @@ def indexed(work: Work) -> Timing:
     return Timing(timed(rounds), task.evaluate(model)["accuracy"])
 
 
+def made(work: Work) -> Federation:
+    """The work, as a federation of privbench's."""
+    settings = FederationSettings(
+        clients=work.clients,
+        rounds=work.rounds,
+        participation=work.cohort / work.clients,
+        local=LocalWork(learning_rate=work.learning_rate, batch_size=work.batch_size),
+    )
+    return Federation(settings, work.task(), work.model(), seed=work.seed)
+
+
+def trained(federation: Federation, begin: Callable[[ClientSide], engines.Engine], processes: int) -> Timing:
+    """It, on the engine that ``begin`` makes; its start is set-up, as data loading is."""
+    side, state = federation.client_side(), federation.start()
+    engine = begin(side)
+    try:
+        list(engine.map(engines.warm, range(2 * processes)))
+        seconds = timed(lambda: [None for _ in federation.run(state, side, engine)] and None)
+    finally:
+        engine.close()
+    federation.layout.write(state.model, federation.model)
+    return Timing(seconds, federation.task.evaluate(federation.model)["accuracy"])
+
+
 def ours(workers: int) -> Contender:
-    """privbench's federation with so many workers; their start is set-up, as data loading is."""
-
-    def run(work: Work) -> Timing:
-        task, model = work.task(), work.model()
-        settings = FederationSettings(
-            clients=work.clients,
-            rounds=work.rounds,
-            participation=work.cohort / work.clients,
-            local=LocalWork(learning_rate=work.learning_rate, batch_size=work.batch_size),
-        )
-        federation = Federation(settings, task, model, seed=work.seed)
-        side, state = federation.client_side(), federation.start()
-        engine = engines.start(side, workers, torch.device("cpu"))
-        try:
-            list(engine.map(engines.warm, range(2 * workers)))
-            seconds = timed(lambda: [None for _ in federation.run(state, side, engine)] and None)
-        finally:
-            engine.close()
-        federation.layout.write(state.model, model)
-        return Timing(seconds, task.evaluate(model)["accuracy"])
-
-    return run
+    """privbench's federation with so many workers."""
+    return lambda work: trained(made(work), lambda side: engines.start(side, workers, torch.device("cpu")), workers)
 
 
 def main() -> None:

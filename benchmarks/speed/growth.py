@@ -78,6 +78,10 @@ class Line:
     points: dict[int, tuple[float, float]] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
 
+    def told(self, place: str) -> bool:
+        """Whether there is anything to say: a client doesn't know the rule, so that only channels differ to it."""
+        return place == "server" or self.arm == "none" or ARMS[self.arm].channel is not Plaintext
+
     def exponent(self, place: str) -> float | None:
         """Of growth, from the largest points; ``None`` where fewer than :data:`FITTED` can be told from zero."""
         index = PLACES.index(place)
@@ -137,6 +141,8 @@ def grow(names: Sequence[str], axis: str, along: Sequence[int], other: int, repe
         most: CPU seconds of a round beyond which a point isn't tried.
     """
     lines = [Line(name, axis) for name in names]
+    for name in names:
+        measure(name, Work(5, 100), 1)  # what a first call loads
     for x in sorted(along):
         clients, size = (x, other) if axis == "clients" else (other, x)
         least = min(ARMS[line.arm].copies for line in lines)
@@ -163,7 +169,7 @@ def text(lines: Sequence[Line]) -> str:
             who = "one client" if place == "client" else "the server"
             parts.append(f"CPU seconds of {who}, by {axis}\n")
             parts.append(f"| | {' | '.join(f'{x:,}' for x in along)} | exponent |\n|{'---|' * (len(along) + 2)}")
-            for line in mine:
+            for line in (x for x in mine if x.told(place)):
                 values = (line.points[x][PLACES.index(place)] if x in line.points else None for x in along)
                 cells = ("skipped" if v is None else f"{v:.3g}" for v in values)
                 slope = line.exponent(place)

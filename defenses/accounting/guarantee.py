@@ -10,7 +10,17 @@ from privbench.benchmarks.federation.view import Known
 from privbench.benchmarks.shares import cohort_size
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.calibration import noise_multiplier
-from privbench.defenses.accounting.history import Name, Sampling, Step, Uncovered, summed
+from privbench.defenses.accounting.history import (
+    LARGEST_EPSILON,
+    MOST_STEPS,
+    NOISES,
+    Name,
+    Sampling,
+    Step,
+    Uncovered,
+    is_noise,
+    summed,
+)
 from privbench.defenses.noise import Source
 
 Unit = Literal["record", "patient", "client"]
@@ -176,9 +186,10 @@ class Guarantee:
             self.epsilon,
             f"give either epsilon or noise_multiplier (now {self.noise_multiplier})",
         )
-        require(self.epsilon is None or 0 < self.epsilon < math.inf, "epsilon", self.epsilon, "must be positive")
+        hint = f"must be positive, and at most {LARGEST_EPSILON:g}"
+        require(self.epsilon is None or 0 < self.epsilon <= LARGEST_EPSILON, "epsilon", self.epsilon, hint)
         z = self.noise_multiplier
-        require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
+        require(z is None or is_noise(z), "noise_multiplier", z, NOISES)
         require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "positive, or null")
 
     def terms(self, sampling: Sampling = "poisson") -> Terms:
@@ -192,6 +203,7 @@ class Guarantee:
             ConfigError: if no noise reaches epsilon, or the accountant has no proof for this sampling.
         """
         terms = self.terms(sampling)
+        require(steps <= MOST_STEPS, "rounds", steps, f"at most {MOST_STEPS} noisy steps of one client in all rounds")
         try:
             terms.epsilon([((rate, 1.0), 1)], self.delta)
         except Uncovered as error:

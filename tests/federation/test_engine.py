@@ -211,6 +211,13 @@ def test_start_forks_for_several_workers_on_a_cpu_only():
     assert cores() >= 1
 
 
+@pytest.mark.parametrize(("asked", "found"), [("1", 1), ("4096", None), ("0", None), ("all", None)])
+def test_a_slurm_task_uses_the_cores_that_it_asked_for(monkeypatch, asked, found):
+    every = cores()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", asked)
+    assert cores() == (found or every)
+
+
 @pytest.mark.timeout(60)
 def test_workers_end_with_a_killed_coordinator(tmp_path):
     fork = multiprocessing.get_context("fork")

@@ -9,6 +9,7 @@ import pytest
 
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.overhead import record as records
+from privbench.benchmarks.overhead import showing
 
 
 def test_a_record_is_read_as_it_was_written(make_record, tmp_path: Path):
@@ -49,6 +50,19 @@ def test_times_that_contradict_themselves_are_refused(make_record, change, said)
     made["measurements"][0].update(change)
     with pytest.raises(ConfigError, match=said):
         records.check(made, "made")
+
+
+def test_text_without_a_canonical_form_is_refused(make_record):
+    with pytest.raises(ConfigError, match="no canonical form"):
+        records.check(make_record(arm="half a pair \ud800"), "made")
+
+
+def test_a_single_repeat_and_one_beyond_the_clock_are_no_traceback(make_record):
+    single = make_record({"a/b": [1_500]})
+    records.check(single, "made")
+    assert any(line.startswith("a/b") and "1.500 us" in line for line in showing.lines(single))
+    with pytest.raises(ConfigError, match="no canonical form"):
+        records.check(make_record({"a/b": [2**60]}), "made")
 
 
 def test_one_measurement_twice_is_refused(make_record):

@@ -1,8 +1,10 @@
 """Whole records: taken, written, shown, and refused."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from privbench.benchmarks.overhead import record as records
 from privbench.benchmarks.overhead.recording import Recording
 from privbench.benchmarks.overhead.workloads.system_calls import SystemCalls
 from privbench.benchmarks.overhead.workloads.workload import Bench, Case, Steps, Unavailable
+from privbench.defenses.tee import certificates as certs
+from privbench.defenses.tee import chain as chains
 from privbench.defenses.tee.platforms import platform
 from privbench.defenses.tee.platforms.sev_snp import SEVSNP
 
@@ -180,6 +184,40 @@ def test_a_guest_whose_report_fails_at_the_end_keeps_its_measurements(monkeypatc
     assert made["evidence"] is None
     assert len(made["measurements"]) == 2
     assert asked[1] == records.digest(made)
+
+
+def test_a_guest_s_record_is_hardware_s_under_its_processor_s_root(monkeypatch, plant, forge, tmp_path, capsys):
+    monkeypatch.setattr(sys.modules[forge.__module__], "AT", datetime.now(UTC))
+    root = certs.load(forge().ark())[0]
+    monkeypatch.setattr(chains, "PINS", {chains.key_digest(root): "Milan"})
+
+    def evidence(self, report_data: bytes) -> platform.Evidence:
+        guest = forge(fields={0x50: report_data})
+        return platform.Evidence(guest.report(), (*guest.chain()[:2], root.der))
+
+    monkeypatch.setattr(SEVSNP, "evidence", evidence)
+    made, fault = recording.record(small(arm="sev_snp"), root=plant("snp_guest"))
+    assert fault is None
+    first = made["signs"][0]
+    assert (first["strength"], first["found"]) == ("proof", True)
+    assert first["says"].startswith("hardware: a report of Milan")
+    assert proof.proven(made).assurance == "hardware"
+    records.write(tmp_path / "a.json", made)
+    assert command.overhead(["show", str(tmp_path / "a.json")]) == 0
+    assert "its times are that guest's word" in capsys.readouterr().out
+    # A time that was improved afterwards is no longer what the guest asked for.
+    made["measurements"][0]["wall_ns"][0] -= 1
+    assert proof.proven(made).assurance == "none"
+
+
+def test_an_interrupted_record_is_not_written(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recording, "record", interrupted)
+    assert command.overhead(["record", "--out", str(tmp_path / "a.json"), *SMALL]) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_machine_without_a_sign_is_not_asked(monkeypatch, plant):
