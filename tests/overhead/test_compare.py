@@ -71,6 +71,16 @@ def test_a_slow_down_is_found_beside_a_null_that_is_none(arm):
     assert not any("NOISY" in note for note in found.notes)
 
 
+def test_times_are_those_of_one_call(arm):
+    records = [*arm("plain"), *arm("snp", 1.2)]
+    once = compare(records).rows[0].ratio
+    for record in records:
+        record["measurements"][0]["calls"] = 10
+    often = compare(records).rows[0].ratio
+    assert often.base == pytest.approx(once.base / 10)
+    assert often.value == pytest.approx(once.value)
+
+
 def test_every_arm_is_compared_with_the_first_or_the_named_one(arm):
     records = [*arm("sev", 1.1), *arm("plain"), *arm("snp", 1.4)]
     found = compare(records, base="plain")
