@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+RANK_0_FIRST = 30.0
+"""Seconds that other ranks wait after bad input, which rank 0 reports."""
 COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp", "overhead")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
@@ -125,12 +128,15 @@ def _other_rank(options: argparse.Namespace) -> int | None:
 
     try:
         settings = sweep.distributed(options.overrides, options.multirun, options.config_dir)
-        if settings is None:
-            # Tasks of srun may be runs of their own; torchrun's are of one, which rank 0 refuses.
-            return BAD_INPUT if launch.by_torchrun() > 1 else None
+        if settings is None and launch.by_torchrun() < 2:
+            return None  # tasks of srun may be runs of their own; torchrun's are of one
         launch.launched()
     except ConfigError:
-        return BAD_INPUT  # rank 0 says why
+        settings = None
+    if settings is None:
+        # Rank 0 says why. A launcher that sees this process end first ends rank 0 before it can.
+        time.sleep(RANK_0_FIRST)
+        return BAD_INPUT
     from privbench.benchmarks.federation.meeting import RankLost
     from privbench.benchmarks.rank import work
 
