@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.patches import Rectangle
 
 from privbench.benchmarks.results.cost_shares import OTHER, PARTS, cost_shares, share_table, shares
 from privbench.benchmarks.results.load import load
@@ -44,6 +45,7 @@ def test_a_bar_is_as_long_as_its_ratio(fake: Any):
     assert [t.get_text() for t in axes.get_yticklabels()] == ["none", "dp_local"]
     ends: dict[int, float] = {}
     for bar in axes.patches:
+        assert isinstance(bar, Rectangle)
         row = round(bar.get_y() + bar.get_height() / 2)
         ends[row] = max(ends.get(row, 0.0), bar.get_x() + bar.get_width())
     assert ends[0] == pytest.approx(1.0)
