@@ -103,7 +103,10 @@ def do(results: Path, *overrides: str) -> Outcome:
 def lines(results: Path) -> dict[str, list[str]]:
     """Each run's metrics, but for times."""
     found = results.glob("runs/*/metrics.jsonl")
-    return {p.parent.name: [m for m in p.read_text().splitlines() if "_seconds" not in m] for p in found}
+    return {
+        p.parent.name: [m for m in p.read_text().splitlines() if "_seconds" not in m and "memory_bytes" not in m]
+        for p in found
+    }
 
 
 def manifest(results: Path) -> dict[str, Any]:

