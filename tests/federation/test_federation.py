@@ -194,8 +194,8 @@ def test_attackers_are_the_last_clients_and_a_share_is_a_share(federate, task):
     assert caught.value.field == "poisoning.clients"
     uneven = replace(task, partition=Quantity(sizes=(1, 2)))
     weights = federate(task=uneven, clients=3, participation=0.4, rounds=1).federation.client_side().weights
-    # The expected cohort's weights sum to one over participation.
-    assert sum(weights) == pytest.approx(1 / 0.4)
+    # The expected cohort's weights sum to one over the share that is drawn: one of three clients.
+    assert sum(weights) == pytest.approx(3)
     assert weights == sorted(weights)
 
 
