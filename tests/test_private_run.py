@@ -86,3 +86,14 @@ def test_a_heuristic_states_no_epsilon_and_says_so(tmp_path, defense):
     assert said["heuristic"] == defense.capitalize()
     assert said["privacy"] is None
     assert not (path / "artifacts" / "privacy_statement.json").exists()
+
+
+def test_a_run_that_stops_at_its_budget_is_audited_after_its_last_round(tmp_path):
+    wanted = ["defense=dp_central", *NOISE, "federation.rounds=20", "defense.privacy.budget=5"]
+    outcome, path = do(tmp_path, *wanted, "inference=loss_threshold", "inference.candidates=40")
+    stopped = last(path, "epsilon")["round"]
+    assert outcome.note == f"stopped after round {stopped} of 20: the privacy budget is spent"
+    found = last(path, "empirical_epsilon")
+    assert found["round"] == stopped
+    assert 4 < found["proven"] <= 5
+    assert last(path, "membership_auc")["round"] == stopped

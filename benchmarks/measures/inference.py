@@ -48,8 +48,8 @@ class Scene:
 
     @property
     def last(self) -> bool:
-        """Whether it is the run's last round."""
-        return self.finished.round == self.federation.settings.rounds
+        """Whether it is the run's last round, by its settings or by its privacy budget."""
+        return self.finished.last
 
 
 @dataclass(frozen=True)
