@@ -1,7 +1,8 @@
 """The leakage attacks of a run's rounds: on whom, through whose view, and what colluding clients add to it."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from privbench.benchmarks.measures.leakage import Leakage, is_image
 from privbench.benchmarks.measures.model_change import changes
 from privbench.benchmarks.results.record import Record
 from privbench.benchmarks.tasks.task import Split
+from privbench.defenses.accounting.guarantee import redrawn
 
 Row = dict[str, Any]
 
@@ -105,7 +107,8 @@ def attacks(
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round
     targets: list[Target] = []
     seen = finished.views["participant"].rounds[-1]
-    own = [_used(side, c, _took_part(finished, c, leakage)) for c in range(federation.clients)]
+    tried = Counter(entry["round"] for entry in finished.state.ledger)
+    own = [_used(side, c, _took_part(finished, c, leakage), tried) for c in range(federation.clients)]
     used = torch.cat(own).unique()
     for client in sorted(federation.watched):
         yield from changes(federation.layout, seen, client)
@@ -161,14 +164,15 @@ def _took_part(finished: Round, client: int, leakage: Leakage) -> list[int]:
     return [r.round for r in seen if r.round in window and client in (r.participants or ())]
 
 
-def _used(side: ClientSide, client: int, rounds: list[int]) -> Tensor:
-    """Indices of the records behind a client's updates: those that its local steps drew."""
+def _used(side: ClientSide, client: int, rounds: list[int], tried: Mapping[int, int]) -> Tensor:
+    """Indices of the records behind a client's updates: those that its local steps drew in the last attempt."""
     share = side.shares[client]
     if side.local.private and side.plan is not None and side.plan.unit == "patient":
         return share  # steps draw patients, and of each other records every time
     drawn = [torch.zeros(0, dtype=torch.int64)]
     for number in rounds:
-        drawn += side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client))
+        attempt = redrawn(side.plan, tried.get(number, 1))
+        drawn += side.local.batches(len(share), side.work, stream(side.seed, "batches", number, client, attempt))
     return share[torch.cat(drawn).unique()]
 
 

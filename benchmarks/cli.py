@@ -16,7 +16,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 RANK_0_FIRST = 30.0
 """Seconds that other ranks wait after bad input, which rank 0 reports."""
-COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp")
+COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp", "overhead")
 DELEGATED = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
 
 DESCRIPTION = """\
@@ -29,12 +29,15 @@ commands:
   attest verify|show|measure|collect
                             AMD SEV-SNP reports: verify, print, expected measurement, get one inside a guest
   attest receipt|decision   signed receipts of a run's rounds, and of single decisions
+  attest gpu|bind           GPU attestation tokens, and their bond with a report
   invert --model M --update FILE --shape N,N,N
                             attack a gradient or an update of your own model, from a file
   epsilon --sampling-rate Q --noise-multiplier S --steps T --delta D
   noise --epsilon E --sampling-rate Q --steps T --delta D
                             what noisy steps guarantee, and the noise that a guarantee takes
   dp verify STATEMENT       recompute the epsilon that a private run states
+  overhead plan|record|show|compare
+                            what confidential computing costs: plan arms, time this machine, compare
 
 examples:
   privbench run experiment=quickstart
@@ -80,6 +83,10 @@ def _command(name: str) -> Callable[[list[str]], int]:
     own = {"run": run, "report": report, "partition": partition, "attest": attest, "invert": invert}
     if name in own:
         return own[name]
+    if name == "overhead":
+        from privbench.benchmarks.overhead.command import overhead
+
+        return overhead
     from privbench.defenses.accounting import command
 
     return {"epsilon": command.epsilon, "noise": command.noise, "dp": command.dp}[name]
@@ -109,7 +116,7 @@ def run(arguments: list[str]) -> int:
     if jobs.multirun:
         equal = f" of {jobs.combinations} combinations, equal ones once" if jobs.combinations > len(jobs.jobs) else ""
         print(f"{len(jobs.jobs)} runs{equal}, checked; results in {jobs.results / jobs.name}", file=sys.stderr)
-        return _sweep([*flags, *jobs.arguments, f"name={jobs.name}"], jobs)
+        return _sweep(flags, jobs)
     return _hydra([*flags, *options.overrides])
 
 
@@ -206,16 +213,24 @@ def _refuse(error: Exception) -> int:
     return BAD_INPUT
 
 
-def _sweep(arguments: list[str], jobs: "Jobs") -> int:
+def _launch(flags: list[str], jobs: "Jobs") -> int:
+    """A sweep's batches one after the other; the last one ends with the table."""
+    for last, batch in enumerate(jobs.batches, start=1 - len(jobs.batches)):
+        ends = [] if last == 0 else ["hydra.callbacks.sweep.report=false"]
+        _hydra([*flags, *batch, *ends, f"name={jobs.name}"])
+    return 0
+
+
+def _sweep(flags: list[str], jobs: "Jobs") -> int:
     """Launch a sweep's jobs; where they run in processes of their own and one is lost, say what hasn't ended."""
     full = os.environ.get("HYDRA_FULL_ERROR")
     if jobs.launcher == "basic" or full == "1":
-        return _hydra(arguments)
+        return _launch(flags, jobs)
     from privbench.benchmarks import index
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing a traceback
     try:
-        return _hydra(arguments)
+        return _launch(flags, jobs)
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), "")
         print(f"privbench: a job ended without a result: {type(error).__name__}: {reason}", file=sys.stderr)

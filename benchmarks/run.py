@@ -3,9 +3,10 @@
 import copy
 import hashlib
 import math
+import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,13 +16,16 @@ from torch import nn
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import spans
+from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
-from privbench.benchmarks.measures import filtering, noise
+from privbench.benchmarks.measures import cost, filtering, noise
 from privbench.benchmarks.measures.inference import Scene
 from privbench.benchmarks.measures.poisoning import of_group, triggered
+from privbench.benchmarks.measures.trace import Trace
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.rank import origin
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
@@ -40,7 +44,7 @@ class Outcome:
     Args:
         status: as in its manifest.
         how: ``ran``, ``resumed``, or ``kept`` (it was there already).
-        note: why it failed, or what is worth knowing of a kept run.
+        note: why it failed, or what is worth knowing of a kept run, or of what one took the place of.
     """
 
     status: Status
@@ -60,38 +64,56 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
     record = Record(prepared.path)
     with record.locked():
         before = record.read()
-        if before and before["status"] in ("complete", "diverged"):
-            if not _again(prepared.experiment, before):
-                prepared.experiment.federation.engine.gather()
-                return Outcome(before["status"], "kept", _note(before))
+        again = before is not None and _again(prepared.experiment, before)
+        if before and before["status"] in ("complete", "diverged") and not again:
+            prepared.experiment.federation.engine.gather()
+            return Outcome(before["status"], "kept", _note(before))
+        dropped = _dropped(before) if before and again else None
+        if again:
             record.forget()
-        elif before and before.get("revision") != revision():
-            # What another revision began isn't continued: its numbers would be of two programs.
-            record.forget()
-        return _run(prepared, record, choices, progress, parallel_jobs)
+        outcome = _run(prepared, record, choices, progress, parallel_jobs, dropped)
+        return replace(outcome, note="; ".join(n for n in (dropped, outcome.note) if n) or None)
 
 
 def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
-    stale = manifest.get("revision") != revision()
-    return experiment.rerun == "all" or (experiment.rerun == "stale" and stale)
+    """Whether to drop what there is of a run, however it ended, and do it from its first round."""
+    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
+    # What another revision began isn't continued: its numbers would be of two programs.
+    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
 
 
 def _note(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        found = manifest.get("revision") or {}
-        other = (found.get("commit") or found.get("version") or "unknown")[:12]
-        return f"made by another revision ({other}); rerun=stale repeats it"
+        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
     return None
 
 
-def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int) -> Outcome:
+def _dropped(manifest: dict[str, Any]) -> str | None:
+    """What is to be said of an unfinished run that is not gone on with, without having been asked for."""
+    if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
+        return None
+    return f"another revision ({_made_by(manifest)}) had begun it: started anew"
+
+
+def _made_by(manifest: dict[str, Any]) -> str:
+    found = manifest.get("revision") or {}
+    return (found.get("commit") or found.get("version") or "unknown")[:12]
+
+
+def _run(
+    prepared: Prepared, record: Record, choices: dict[str, Any], progress: Progress, jobs: int, dropped: str | None
+) -> Outcome:
     # One thread everywhere: the number of threads changes the order of summation, and with it the numbers.
     torch.set_num_threads(1)
+    begin = time.perf_counter()
+    profile = prepared.experiment.profile
+    spans.switch(profile != "none")  # before any process is forked
     federation = prepared.federation
     workers = federation.workers(jobs)
-    state = record.begin(_manifest(prepared, choices, workers)) or federation.start()
+    state = record.begin({**_manifest(prepared, choices, workers), "dropped": dropped}) or federation.start()
+    trace = Trace(record.folder / "trace.json", state.round) if profile == "trace" else None
     how: Literal["ran", "resumed"] = "resumed" if state.round else "ran"
     model = copy.deepcopy(prepared.model).to(federation.device)
     session = engine = None
@@ -104,10 +126,14 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         source = partial(origin, prepared, side, state.per_sample)
         engine = settings.start(side, workers, federation.device, apart, source)
         progress.start(prepared, state.round)
-        for finished in federation.run(state, side, engine):
-            rows = list(_measure(prepared, finished, model, side, engine, record))
+        started = {"metric": "start_seconds", "round": state.round + 1, "value": time.perf_counter() - begin}
+        for finished in federation.run(state, side, engine, Attempts(record.attempts)):
+            rows = [started] if finished.round == started["round"] else []
+            rows += _measure(prepared, finished, model, side, engine, record)
             _refuse_nonfinite(rows, finished.round)
             record.append(rows)
+            if trace:
+                trace.add(finished.round, finished.usage.spans)
             state = finished.state
             record.checkpoint(state)
             progress.round(finished.round, rows)
@@ -124,6 +150,7 @@ def _run(prepared: Prepared, record: Record, choices: dict[str, Any], progress: 
         record.finish("failed", reason)
         return Outcome("failed", how, reason)
     finally:
+        spans.switch(False)
         progress.stop()
         if engine:
             engine.close()
@@ -156,6 +183,7 @@ def _manifest(prepared: Prepared, choices: dict[str, Any], workers: int) -> dict
         "settings": prepared.settings,
         "config": prepared.config,
         "seed": prepared.experiment.seed,
+        "repeat": prepared.experiment.repeat,
         "choices": choices,
         "revision": revision(),
         "packages": packages,
@@ -223,12 +251,9 @@ def _measure(
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
     last = finished.last
-    for name, seconds in finished.seconds.items():
-        yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
+    yield from cost.rows(finished)
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
     yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
-    sizes = finished.views["network"].rounds[-1].sizes
-    yield {"metric": "update_bytes", "round": number, "value": sum(sizes.values()) / max(1, len(sizes))}
     for name, value in finished.released.costs.items():
         yield {"metric": name, "round": number, "value": value}
     if (refused := finished.released.refused) is not None:

@@ -13,3 +13,8 @@ def at_least(share: float, count: float) -> int:
 def at_most(share: float, count: float) -> int:
     """``share * count``, rounded down."""
     return math.floor(share * count + SLACK)
+
+
+def cohort_size(share: float, clients: int) -> int:
+    """Clients in a cohort of a fixed size: the nearest whole number to their share, at least one."""
+    return max(1, round(share * clients))

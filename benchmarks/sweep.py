@@ -55,7 +55,7 @@ class Jobs:
         results: the results folder.
         jobs: all of them, equal ones once; empty where a sweeper of Hydra's chooses as it goes (each is then checked
             when it starts).
-        arguments: what Hydra is given to launch them.
+        batches: what Hydra is given to launch them, one batch after another.
         combinations: how many there are with equal ones.
         launcher: Hydra's that launches them, by name.
     """
@@ -64,7 +64,7 @@ class Jobs:
     name: str
     results: Path
     jobs: list[Job]
-    arguments: list[str]
+    batches: list[list[str]]
     combinations: int
     launcher: str
 
@@ -75,12 +75,12 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
     Raises:
         ConfigError: for the first bad one, with its overrides in a sweep.
     """
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         overrides = _deferred(overrides)
         mode = RunMode.MULTIRUN if multirun else hydra.get_mode(CONFIG, overrides) or RunMode.RUN
         first = _compose(hydra, overrides, mode)
         many = mode is RunMode.MULTIRUN
-        arguments, sweeps = _expand(first.hydra.sweeper, overrides) if many else (overrides, [overrides])
+        batches, sweeps = _expand(first.hydra.sweeper, overrides) if many else ([overrides], [overrides])
         if many:
             _check_launcher(first)
         # Equal jobs are one run: an arm without a guarantee is the same at every epsilon.
@@ -92,7 +92,7 @@ def plan(overrides: list[str], multirun: bool, config_dir: str | None = None) ->
         _check_epsilon(sweeps, by_id)
         name = first.get("name") or f"sweep-{sha256(' '.join(sorted(j.id for j in jobs)).encode()).hexdigest()[:8]}"
         launcher = str(first.hydra.runtime.choices["hydra/launcher"])
-        return Jobs(many, str(name), Path(first.results_dir), jobs, arguments, len(sweeps), launcher)
+        return Jobs(many, str(name), Path(first.results_dir), jobs, batches, len(sweeps), launcher)
 
 
 def distributed(overrides: list[str], multirun: bool, config_dir: str | None = None) -> "Distributed | None":
@@ -104,7 +104,7 @@ def distributed(overrides: list[str], multirun: bool, config_dir: str | None = N
     from privbench.benchmarks.build import build
     from privbench.benchmarks.federation.distributed import Distributed
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         deferred = _deferred(overrides)
         config = plain(_compose(hydra, deferred, RunMode.MULTIRUN if multirun else RunMode.RUN))
         found = build(config["federation"]["engine"], config["trusted_targets"], "federation.engine")
@@ -119,7 +119,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "Prepared":
     """
     from privbench.benchmarks.experiment import prepare
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return prepare(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
@@ -131,14 +131,14 @@ def divided(overrides: list[str], config_dir: str | None = None) -> tuple["Exper
     """
     from privbench.benchmarks import experiment
 
-    with _hydra(config_dir) as hydra:
+    with searching(config_dir) as hydra:
         return experiment.divided(plain(_compose(hydra, overrides, RunMode.RUN)))
 
 
 @contextmanager
-def _hydra(config_dir: str | None) -> Iterator[Hydra]:
+def searching(config_dir: str | None, package: str = "privbench.conf") -> Iterator[Hydra]:
     """Hydra over the suite's configuration and the user's; its errors become :class:`ConfigError`."""
-    search = create_automatic_config_search_path(None, None, "pkg://privbench.conf")
+    search = create_automatic_config_search_path(None, None, f"pkg://{package}")
     if config_dir:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
@@ -194,24 +194,47 @@ def _deferred(overrides: list[str]) -> list[str]:
             for o in parsed]  # fmt: skip
 
 
-def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[str], list[list[str]]]:
-    """What to give Hydra, and the jobs that its basic sweeper will make of it.
+def _expand(sweeper: DictConfig, overrides: list[str]) -> tuple[list[list[str]], list[list[str]]]:
+    """What to give Hydra, batch by batch, and the jobs that its basic sweeper will make of it.
 
     An experiment's own parameters give way to the same keys on the command line, as any other value does; Hydra
     would sweep over both. A sweeper that chooses as it goes gets the command line as it is, and no jobs are known.
     """
     if not str(sweeper._target_).endswith("BasicSweeper"):
-        return overrides, []
+        return [overrides], []
     parser = OverridesParser.create()
     # Of two values for one key the last one holds, as in a single run; Hydra would sweep over both.
     given = {o.key_or_group: str(o.input_line) for o in parser.parse_overrides(overrides)}
     params = {str(k): v for k, v in (sweeper.get("params") or {}).items()}
     mine = [o for o in given.values() if not o.startswith("hydra.sweeper.params")]
     swept = [f"{k}={v}" for k, v in params.items() if k not in given] + mine
-    batches = BasicSweeper.split_arguments(
-        [o for o in parser.parse_overrides(swept) if not o.key_or_group.startswith("hydra")], None
-    )
-    return ["hydra.sweeper.params=null", *swept], [job for batch in batches for job in batch]
+    batches = [[o for o in batch if not o.startswith("hydra")] for batch in _by_repeat(swept)]
+    split = [BasicSweeper.split_arguments(parser.parse_overrides(batch), None) for batch in batches]
+    jobs = [job for parts in split for part in parts for job in part]
+    hydras = [o for o in swept if o.startswith("hydra")]
+    return [["hydra.sweeper.params=null", *hydras, *batch] for batch in batches], jobs
+
+
+def _by_repeat(swept: list[str]) -> list[list[str]]:
+    """A sweep over ``repeat`` as one sweep each, every other one from its end to its beginning (A B, B A).
+
+    Whatever the machine does meanwhile, if it changes steadily, then favours no job.
+    """
+    parsed = OverridesParser.create().parse_overrides(swept)
+    repeats = next((o for o in parsed if o.key_or_group == "repeat" and o.is_discrete_sweep()), None)
+    if repeats is None:
+        return [swept]
+    others = [o for o in parsed if o is not repeats]
+    return [
+        [f"repeat={value}", *(_reversed(o) if number % 2 else str(o.input_line) for o in others)]
+        for number, value in enumerate(repeats.sweep_string_iterator())
+    ]
+
+
+def _reversed(override: Override) -> str:
+    if not override.is_discrete_sweep():
+        return str(override.input_line)
+    return f"{override.get_key_element()}={','.join([*override.sweep_string_iterator()][::-1])}"
 
 
 def _check(hydra: Hydra, overrides: list[str], sweep: DictConfig | None) -> Job:
@@ -270,7 +293,7 @@ def _translate(error: Exception) -> ConfigError:
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         return ConfigError(found[1], found[2], "several values are a sweep: add -m (or quote the value)")
     if found := re.search(r"Could not override '([^']+)'", text):
-        return ConfigError(found[1], "...", "no such key; privbench run --help lists them (+key=value appends one)")
+        return ConfigError(found[1], "...", "no such key; --help lists them (+key=value appends one)")
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return ConfigError("override", found[1], "write it as key=value")
     for noise in ("full_key:", "object_type=", "Set the environment variable"):

@@ -148,7 +148,8 @@ class Defense:
             plan = self.privacy.bind(facts)
         except ConfigError as error:
             # These are the federation's fields, everything else is the plan's own.
-            theirs = error.field in ("sampling", "participation", "dropout", "max_participations", "min_separation")
+            limits = ("max_participations", "min_separation")
+            theirs = error.field in ("rounds", "sampling", "participation", "dropout", *limits)
             raise error.under("federation" if theirs else "defense.privacy") from None
         if isinstance(plan, ClientPlan) and self.channel.grid is not None:
             return plan.on(Grid(self.channel.grid, size))

@@ -1,7 +1,11 @@
 """Fixtures of all tests: one thread, the data's place, and small federations."""
 
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +36,32 @@ torch.set_num_threads(1)
 def _one_thread() -> None:
     """As at the start, whatever the test before it left: the last bits of a sum depend on the number."""
     torch.set_num_threads(1)
+
+
+class Console:
+    """Runs commands one after the other, as the console script does, without its start of seconds (``warm.py``)."""
+
+    def __init__(self, server: subprocess.Popen[str]) -> None:
+        self._server = server
+
+    def run(self, arguments: Sequence[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """``privbench ARGUMENTS`` in a folder and an environment of its own; -signal is the status of one killed."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            out, err = Path(folder, "out"), Path(folder, "err")
+            asked = {"arguments": list(arguments), "cwd": str(cwd), "env": env, "out": str(out), "err": str(err)}
+            print(json.dumps(asked), file=self._server.stdin, flush=True)
+            answer = self._server.stdout.readline()
+            assert answer, "the server of commands has ended"
+            return subprocess.CompletedProcess(list(arguments), int(answer), out.read_text(), err.read_text())
+
+
+@pytest.fixture(scope="session")
+def console() -> Iterator[Console]:
+    command = [sys.executable, Path(__file__).with_name("warm.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield Console(server)
 
 
 @pytest.fixture(scope="session")

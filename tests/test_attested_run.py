@@ -35,7 +35,7 @@ def manifest(path: Path) -> dict[str, Any]:
 def numbers(path: Path) -> list[dict[str, Any]]:
     """Metrics other than times."""
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if not row["metric"].endswith("_seconds")]
+    return [row for row in rows if not row["metric"].endswith(("_seconds", "memory_bytes"))]
 
 
 def killed(folder: Path, at: int, when: str, *overrides: str) -> None:
@@ -148,7 +148,8 @@ def test_a_killed_run_goes_on_under_new_keys(finished: Path, tmp_path: Path, at:
     how = "ran" if at == 1 else "resumed"
     assert (outcome.status, outcome.how, outcome.note) == ("complete", how, None)
     assert comparable(numbers(path)) == comparable(numbers(finished))
-    assert more or numbers(path) == numbers(finished)
+    # Of a round that had been released before, each client's bytes aren't known anew.
+    assert more or when == "before" or numbers(path) == numbers(finished)
     assert manifest(path)["assurance"] == "software"
     folder = path / "artifacts" / "attestation"
     assert len(list((folder / "roots").iterdir())) == 2

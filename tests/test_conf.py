@@ -14,7 +14,7 @@ CONF = Path(str(files("privbench.conf")))
 OPTIONS = sorted(
     f"{path.parent.relative_to(CONF)}={path.stem}"
     for path in CONF.rglob("*.yaml")
-    if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "arm")
+    if path.parent != CONF and path.relative_to(CONF).parts[0] not in ("experiment", "arm", "overhead")
 )
 EXPERIMENTS = sorted(
     path.relative_to(CONF / "experiment").with_suffix("") for path in CONF.glob("experiment/**/*.yaml")

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CONSOLE = Path(sys.executable).with_name("privbench")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 RUN_DOCUMENTS = (
     "README.md",
@@ -28,6 +27,9 @@ RUN_DOCUMENTS = (
     "docs/secure-aggregation.md",
     "docs/contrastive.md",
     "docs/poisoning.md",
+    "docs/overhead.md",
+    "docs/overhead-compare.md",
+    "docs/defense-cost.md",
 )
 
 TINY = ("federation.rounds=1", "task.records=200", "federation.clients=5")
@@ -118,6 +120,8 @@ SHRUNK = {
         "poisoning.records=0,1",
         "seed=0",
     ),
+    "experiment=defense_cost": (*TINY, "+arm/defense_cost=logistic", "defense=none,median", "repeat=0,1"),
+    "repeat=0,1 name=mine": TINY,
     "experiment=contrastive_federated": (*TINY, "defense=none", "poisoning.records=0,2", "seed=0"),
     "experiment=clipping": (*TINY, "seed=0", "defense.aggregation.clip=1"),
     "leakage=": (*TINY, *NO_CALIBRATION, "leakage.attack.iterations=2", "leakage.victims=1"),
@@ -125,9 +129,19 @@ SHRUNK = {
     "seed=0,1 ": (*TINY, "seed=0", "defense=none,median"),
     "defense=multi_krum f=4": (*TINY[:2], "federation.clients=11"),
     "privbench partition": ("task.records=200",),
+    "workload=[system_calls,": ("repeats=3", "workload=[system_calls,first_touch]"),
     "privbench run": TINY,
 }
-UNCHANGED = ("--help", "privbench report", "privbench epsilon", "privbench noise", "privbench dp")
+UNCHANGED = (
+    "--help",
+    "privbench report",
+    "privbench epsilon",
+    "privbench noise",
+    "privbench dp",
+    "overhead show",
+    "overhead plan",
+    "workload=sorting",
+)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -172,7 +186,7 @@ def run_python(code: str, folder: Path, environment: dict[str, str]) -> subproce
 
 
 @pytest.mark.parametrize("name", RUN_DOCUMENTS)
-def test_the_commands_of_a_document_run(name, desk):
+def test_the_commands_of_a_document_run(name, desk, console):
     folder, done = desk
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PRIVBENCH")}
     commands = 0
@@ -187,7 +201,7 @@ def test_the_commands_of_a_document_run(name, desk):
         if tuple(words) in done:
             continue
         expanded = [found for word in words[1:] for found in sorted(glob(word, root_dir=folder)) or [word]]
-        ended = subprocess.run([CONSOLE, *expanded], cwd=folder, env=environment, capture_output=True, text=True)
+        ended = console.run(expanded, cwd=folder, env=environment)
         assert ended.returncode == 0, f"{line}\n{ended.stdout[-2000:]}\n{ended.stderr[-4000:]}"
         assert "Traceback" not in ended.stderr, f"{line}\n{ended.stderr[-4000:]}"
         done.add(tuple(words))
@@ -280,7 +294,15 @@ def test_the_table_of_groups_names_every_option(name):
     folders = {p.parent for p in (ROOT / "conf").rglob("*.yaml")} - {ROOT / "conf"}
     # Papers' settings are folders of their own, with a table of their own.
     there = {f.relative_to(ROOT / "conf").as_posix(): sorted(p.stem for p in f.glob("*.yaml")) for f in folders}
-    assert listed == {g: options for g, options in there.items() if g != "experiment/paper" and g[:4] != "arm/"}
+    # So are an experiment's arms; the groups of `privbench overhead` are in a document of its own.
+    elsewhere = ("experiment/paper", "arm/", "overhead")
+    assert listed == {g: options for g, options in there.items() if not g.startswith(elsewhere)}
+
+
+def test_the_table_of_workloads_names_each():
+    section = (ROOT / "docs/overhead.md").read_text(encoding="utf-8").split("\n## Workloads\n")[1].split("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(listed) == sorted(p.stem for p in (ROOT / "conf/overhead/workload").glob("*.yaml"))
 
 
 def keys(section: str) -> list[str]:

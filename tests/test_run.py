@@ -17,9 +17,12 @@ import torch
 
 from privbench.attacks.poisoning import Poisoner
 from privbench.benchmarks.progress import Progress
+from privbench.benchmarks.results.load import load
 from privbench.benchmarks.results.record import Record
+from privbench.benchmarks.results.table import table
 from privbench.benchmarks.run import Outcome, run
 from privbench.benchmarks.sweep import compose
+from privbench.defenses.accounting.verification import verify
 
 SMALL = ["task=digits", "task.records=200", "model=mlp", "federation.clients=5", "federation.workers=1"]
 LEAKAGE = [
@@ -42,7 +45,7 @@ def do(folder: Path, *overrides: str, progress: Progress | None = None, **change
 def lines(path: Path) -> list[str]:
     """The metric lines that must not depend on the machine."""
     kept = (path / "metrics.jsonl").read_text().splitlines()
-    return [line for line in kept if not json.loads(line)["metric"].endswith("_seconds")]
+    return [line for line in kept if not json.loads(line)["metric"].endswith(("_seconds", "memory_bytes"))]
 
 
 def manifest(path: Path) -> dict[str, Any]:
@@ -133,6 +136,49 @@ def test_shares_of_noise_into_an_attested_aggregator_resume_too(tmp_path):
     assert manifest(other)["assurance"] == "software"
 
 
+@pytest.mark.parametrize("case", ["dp_central", "dp_local", "dp_local_client"])
+def test_a_round_done_again_with_fresh_noise_is_a_second_release(tmp_path, case):
+    """Its first attempt may have been read, and nobody can draw that noise again."""
+    fresh = [*CASES[case], "defense.privacy.noise_source=system", "federation.rounds=3"]
+    undisturbed = manifest(do(tmp_path / "a", *fresh)[1])["privacy"]
+    killed(tmp_path / "b", *fresh, before_checkpoint=True)
+    killed(tmp_path / "b", *fresh, before_checkpoint=True)
+    (path,) = (tmp_path / "b" / "runs").iterdir()
+    first, second = json.loads((path / "attempts.json").read_text())["invited"]
+    assert case == "dp_local" or first != second, "another sample: the same one with other noise would cost more"
+    outcome, _ = do(tmp_path / "b", *fresh)
+    assert (outcome.status, outcome.how) == ("complete", "resumed")
+    paths = [path / "artifacts" / f"privacy_{name}.json" for name in ("statement", "opening")]
+    statement, opening = (json.loads(p.read_text()) for p in paths)
+    assert (statement["ledger"]["rounds"], statement["ledger"]["charges"]) == (3, 5)
+    assert [c for c in verify(statement, opening) if c.fault] == []
+    for stated, without in zip(manifest(path)["privacy"], undisturbed, strict=True):
+        assert stated["epsilon"] is None or stated["epsilon"] > without["epsilon"]
+
+
+def test_lost_attempts_that_take_the_rest_of_a_budget_stop_the_run(tmp_path):
+    fresh = [*CASES["dp_central"], "defense.privacy.noise_source=system", "defense.privacy.budget=8"]
+    killed(tmp_path, *fresh, at=3, before_checkpoint=True)
+    killed(tmp_path, *fresh, at=3, before_checkpoint=True)
+    outcome, path = do(tmp_path, *fresh)
+    assert outcome.status == "failed"
+    assert "attempts at round 3 that were cut off took what was left of the privacy budget" in (outcome.note or "")
+    assert manifest(path)["privacy"] is None
+
+
+def test_without_its_checkpoint_a_run_whose_noise_was_fresh_states_nothing(tmp_path):
+    fresh = [*CASES["dp_central"], "defense.privacy.noise_source=system"]
+    killed(tmp_path, *fresh, at=3, before_checkpoint=True)
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "checkpoint.pt").unlink()
+    outcome, _ = do(tmp_path, *fresh)
+    assert outcome.status == "failed"
+    assert "round 3 had begun, and the checkpoint ends at round 0" in (outcome.note or "")
+    (path / "attempts.json").write_text("[")
+    assert "can't be read" in (do(tmp_path, *fresh)[0].note or "")
+    assert do(tmp_path, *fresh, "rerun=all")[0].status == "complete"
+
+
 def test_killed_twice_and_in_the_first_round(tmp_path):
     case = CASES["dp_central"]
     _, path = do(tmp_path / "a", *case)
@@ -164,6 +210,16 @@ def test_a_finished_run_is_kept_and_repeated_when_asked(tmp_path):
     assert first.status == again.status == "complete"
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_rerun_all_starts_anew_what_did_not_finish(tmp_path, status):
+    killed(tmp_path, "federation.rounds=3")
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "manifest.json").write_text(json.dumps({**manifest(path), "status": status}))
+    counter = Counter()
+    outcome, _ = do(tmp_path, "federation.rounds=3", "rerun=all", progress=counter)
+    assert (outcome.status, outcome.how, counter.rounds) == ("complete", "ran", [1, 2, 3])
+
+
 def test_stale_repeats_runs_of_another_revision_alone(tmp_path):
     _, path = do(tmp_path, "federation.rounds=1")
     assert do(tmp_path, "federation.rounds=1", "rerun=stale")[0].how == "kept"
@@ -176,6 +232,20 @@ def test_stale_repeats_runs_of_another_revision_alone(tmp_path):
         assert kept.how == "kept"
         assert f"({named})" in kept.note
         assert do(tmp_path, "federation.rounds=1", "rerun=stale")[0].how == "ran"
+
+
+def test_what_another_revision_began_is_started_anew_and_that_is_said(tmp_path):
+    killed(tmp_path, "federation.rounds=3")
+    (path,) = (tmp_path / "runs").iterdir()
+    other = {"commit": "0" * 40, "dirty": False}
+    (path / "manifest.json").write_text(json.dumps({**manifest(path), "revision": other}))
+    counter = Counter()
+    outcome, _ = do(tmp_path, "federation.rounds=3", progress=counter)
+    assert (outcome.status, outcome.how, counter.rounds) == ("complete", "ran", [1, 2, 3])
+    assert outcome.note == manifest(path)["dropped"] == f"another revision ({'0' * 12}) had begun it: started anew"
+    notes = table(load(path)).notes
+    assert f"begun by another revision, and started anew: {path.name}." in notes
+    assert manifest(do(tmp_path, "federation.rounds=2")[1])["dropped"] is None
 
 
 def test_divergence_is_a_status_and_never_a_number(tmp_path):

@@ -1,6 +1,6 @@
 """What runs where a client runs."""
 
-import time
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,8 +13,10 @@ from privbench.attacks.poisoning.poisoner import Colluders, Holding, Poisoner, S
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.server import RoundContext
 from privbench.benchmarks.federation.settings import LocalWork
+from privbench.benchmarks.federation.spans import span, take
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.usage import Stopwatch
 from privbench.benchmarks.tasks.task import Relabel, Spec, Split, relabelled
 from privbench.benchmarks.tasks.triggers import Trigger
 from privbench.defenses.accounting.plan import Plan
@@ -78,7 +80,7 @@ class Job:
     """One client's turn in one phase of a round.
 
     Args:
-        client, round, phase: which.
+        client, round, phase, attempt: which.
         model: a model sent to this client alone (an active operator's); ``None`` is the round's.
         inbox: what the channel relayed to it.
         state: what it kept.
@@ -96,6 +98,7 @@ class Job:
     others: tuple[Update, ...] = ()
     colluders: Mapping[int, Tensor | None] = field(default_factory=dict)
     context: RoundContext | None = None
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,8 @@ class Turn:
         if poisoner is not None:
             craft = stream(side.seed, "craft", job.round, job.client)
             update = poisoner.craft(update, self._seen(poisoner, update), craft)
-        return self.local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
+        with span("local_mechanism", job.client):
+            return self.local.send(update, job.client, side.plan, stream(side.seed, "send", job.round, job.client))
 
     def _made(self, received: Tensor) -> Update:
         """What its training makes."""
@@ -210,9 +214,20 @@ class Turn:
         steering = poisoner.steers() if poisoner is not None else None
         clean = self._own() if steering is not None and steering.looks else None
         work, number = self.work, job.round
-        return trainer.train(
-            received, records, work, job.client, side.plan, side.seed, number, canaries, steering, clean
-        )
+        with span("local_training", job.client):
+            return trainer.train(
+                received,
+                records,
+                work,
+                job.client,
+                side.plan,
+                side.seed,
+                number,
+                canaries,
+                steering,
+                clean,
+                job.attempt,
+            )
 
     def _canary(self, received: Tensor, own: Own) -> Update:
         """A canary client's update before its mechanism: nothing where its coin left it out."""
@@ -229,12 +244,18 @@ class Turn:
 
 def take_turn(side: ClientSide, job: Job) -> Message:
     """Hand one client's turn to the channel's client side, which has it trained in one of its phases."""
-    start = time.perf_counter()
+    watch = Stopwatch()
     # Whatever a phase keeps passes through the coordinator, which must not hold an update that the channel hides.
     turn = Turn(side, job) if job.phase == side.channel.trains else None
     received = side.received if job.model is None else job.model
-    message = side.channel.client(job.phase, turn, job.client, received, job.inbox, job.state)
-    message.seconds = time.perf_counter() - start
+    with span("client", job.client):
+        message = side.channel.client(job.phase, turn, job.client, received, job.inbox, job.state)
+    spent, elsewhere = watch.read(), message.usage
+    message.seconds = spent.seconds
+    memory = None if spent.memory is None else spent.memory + (elsewhere.memory or 0)
+    message.usage = replace(spent, cpu_seconds=spent.cpu_seconds + elsewhere.cpu_seconds, memory=memory)
+    message.process = (os.getpid(), max(watch.before or 0, spent.memory or 0))
+    message.spans = take()
     return message
 
 

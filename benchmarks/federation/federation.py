@@ -14,6 +14,7 @@ from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation import attested, units
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
 from privbench.benchmarks.federation.initial import model_of
@@ -192,7 +193,7 @@ class Federation:
     def _mixture(self) -> Mixture | None:
         """How updates become the aggregate; ``None`` where the rule isn't a weighted mean."""
         rule, weights = self.defense.aggregation, self.sizes
-        expected = self.settings.participation * self.clients
+        expected = self.facts.expected
         if isinstance(rule, Mean):
             return Mixture(weights)
         if isinstance(rule, FixedDenominatorMean):
@@ -312,22 +313,26 @@ class Federation:
         server = self.settings.server
         rate = server.learning_rate if isinstance(server, ServerSGD) else 1.0
         sizes = self.sizes
-        expected = self.settings.participation * sum(sizes)
+        expected = self.facts.rate * sum(sizes)
         return [s * rate / expected for s in sizes]
 
-    def run(self, state: ServerState, side: ClientSide, engine: engines.Engine) -> Iterator[Round]:
+    def run(
+        self, state: ServerState, side: ClientSide, engine: engines.Engine, attempts: Attempts | None = None
+    ) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.
 
         Args:
             state: from :meth:`start` or a checkpoint; changed in place.
             side: from :meth:`client_side`, the context that ``engine`` was made with.
             engine: where clients run.
+            attempts: at the round after ``state``, those that a killed process began; ``None`` for none.
 
         Raises:
             Diverged: if the model leaves the finite numbers.
+            HistoryMissing, BudgetSpent: under a guarantee, if what is left of an earlier process can't be gone on with.
             WorkerDied, ClientFailed: if a worker dies or a client function raises.
         """
-        return Loop(self, side, engine).rounds(state)
+        return Loop(self, side, engine, attempts or Attempts()).rounds(state)
 
 
 def number_of_clients(settings: FederationSettings, task: Task) -> int:

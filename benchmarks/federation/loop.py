@@ -1,7 +1,6 @@
 """The only training loop: a federation's rounds, one after another."""
 
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
@@ -10,12 +9,16 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation.attempts import Attempts, HistoryMissing
 from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.usage import Meter, RoundUsage
 from privbench.benchmarks.federation.view import RoundView, View
+from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel import ChannelLost, Message
 
@@ -26,8 +29,8 @@ ATTEMPTS = 2
 """At a round whose channel is lost; then the run stops, with the reason."""
 
 
-class HistoryMissing(RuntimeError):
-    """A checkpoint without the privacy history of its rounds."""
+class BudgetSpent(RuntimeError):
+    """Attempts that were cut off took the budget of a round that was to come, and the run's end isn't measured."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Round:
         invited, answered: who was drawn, and who sent an update.
         views: each adversary's view up to this round: the rounds that it kept, and this one.
         released: what left the channel.
-        seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
+        usage: what it took.
         last: whether none comes after it.
     """
 
@@ -50,7 +53,7 @@ class Round:
     answered: tuple[int, ...]
     views: dict[str, View]
     released: Released
-    seconds: dict[str, float]
+    usage: RoundUsage
     last: bool = False
 
 
@@ -62,27 +65,46 @@ class Loop:
         federation: who trains what under which defense.
         side: what clients have, with the channel at work.
         engine: where clients run; it was made with ``side``.
+        attempts: at the round that isn't finished.
     """
 
     federation: "Federation"
     side: ClientSide
     engine: engines.Engine
+    attempts: Attempts
 
     def rounds(self, state: ServerState) -> Iterator[Round]:
         """As :meth:`Federation.run <privbench.benchmarks.federation.federation.Federation.run>`."""
         self._check_history(state)
+        lost = len(self._begun(state.round + 1))
+        if self._last(state, lost) <= state.round < self._last(state):
+            why = f"attempts at round {state.round + 1} that were cut off took what was left of the privacy budget"
+            raise BudgetSpent(f"{why}; rerun=all starts anew")
         while state.round < self._last(state):
             yield self._round(state)
 
-    def _last(self, state: ServerState) -> int:
-        """The last round: the federation's, or the one after which the privacy budget allows no other."""
-        rounds = self.federation.settings.rounds
-        return min(rounds, state.round + left) if (left := self._left(state)) is not None else rounds
+    def _last(self, state: ServerState, lost: int = 0) -> int:
+        """The last round: the federation's, or the one after which the privacy budget allows no other.
 
-    def _left(self, state: ServerState) -> int | None:
-        """How many attempts at a round the privacy budget still allows; ``None`` without a budget."""
-        most = self.federation.plan.affordable if self.federation.plan else None
-        return None if most is None else max(0, most - len(state.ledger))
+        Args:
+            lost: attempts at the next round that released nothing, and count like the ledger's.
+        """
+        plan, rounds = self.federation.plan, self.federation.settings.rounds
+        within = plan.affordable(len(state.ledger) - state.round + lost) if plan else None
+        return rounds if within is None else min(rounds, within)
+
+    def _begun(self, number: int) -> list[tuple[int, ...]]:
+        """Whom each attempt at the next round has invited that an earlier process began, the first one first.
+
+        One whose release the channel has stored is the last of them, and isn't lost.
+        """
+        counted = self.side.channel.begun(number)
+        if counted is None:
+            return self.attempts.begun(number)
+        return [self._drawn(number, (), attempt) for attempt in range(1, counted + 1)]
+
+    def _drawn(self, number: int, spent: Collection[int], attempt: int) -> tuple[int, ...]:
+        return drawn(self.federation, number, spent, redrawn(self.federation.plan, attempt))
 
     def _check_history(self, state: ServerState) -> None:
         """Refuse to go on from rounds whose privacy loss isn't known: no epsilon could be stated at the end."""
@@ -94,51 +116,65 @@ class Loop:
 
     def _round(self, state: ServerState) -> Round:
         federation, channel = self.federation, self.side.channel
-        begin = time.perf_counter()
-        context, here = self._context(state)
-        self.engine.share("received", state.model)
-        timer = _Timer()
-        outcome = channel.stored(state, context)
+        meter = Meter()
+        with span("distribution"):
+            self.engine.share("received", state.model)
+            tried = self._begun(state.round + 1)
+            context, here = self._context(state, tried[:-1])
+        outcome = channel.stored(state, context) if tried else None
         for attempt in range(ATTEMPTS) if outcome is None else ():
+            if tried:
+                context, here = self._context(state, tried)
+            tried.append(context.invited)
+            self._keep(context)
             try:
-                messages = self._messages(here, context, state, timer)
+                messages = self._messages(here, context, state, meter)
                 outcome = channel.server(messages, federation.pipeline, state, context)
                 break
             except ChannelLost:
                 # What was lost may have released, and is charged; another attempt has to be affordable too.
-                left = self._left(state)
-                if attempt + 1 == ATTEMPTS or (left is not None and attempt + 2 > left):
+                if attempt + 1 == ATTEMPTS or self._last(state, len(tried)) <= state.round:
                     raise
                 channel.recover(state)
         assert outcome is not None
         released, views = outcome
         if not bool(torch.isfinite(released.model).all()):
             raise Diverged(f"the model holds NaN or infinity after round {context.round}")
+        state.invited = self._invited(state, tried)
         state.model, state.round = released.model, context.round
         state.averaged(federation.settings.averaging)
-        if federation.facts.limited:
-            state.invited.update({c: [*state.invited.get(c, []), context.round] for c in context.invited})
         answered = here if released.cohort is None else released.cohort
         state.cohorts.append(len(answered))
         if federation.plan:
-            state.ledger += [federation.plan.charge(context.round, context.invited) for _ in range(released.attempts)]
+            state.ledger += [federation.plan.charge(context.round, cohort) for cohort in tried]
         seen = self._remember(state, views)
-        total = time.perf_counter() - begin
-        seconds = {"round": total, "clients": timer.seconds, "server": total - timer.seconds}
         last = context.round >= self._last(state)
-        return Round(context.round, state, context.invited, answered, seen, released, seconds, last)
+        return Round(context.round, state, context.invited, answered, seen, released, meter.read(), last)
 
-    def _context(self, state: ServerState) -> tuple[RoundContext, tuple[int, ...]]:
-        """The next round's, and who of its cohort answers."""
-        f, number = self.federation, state.round + 1
-        spent = f.facts.spent(state.invited, number)
-        invited = drawn(f, number, spent)
+    def _keep(self, context: RoundContext) -> None:
+        """Count an attempt on disk, before any of it can leave, where another one would be another release."""
+        fresh = context.plan is not None and context.plan.noise_source == "system"
+        if fresh and self.side.channel.begun(context.round) is None:
+            self.attempts.begin(context.round, context.invited)
+
+    def _invited(self, state: ServerState, tried: list[tuple[int, ...]]) -> dict[int, list[int]]:
+        """Rounds that each client was invited to, with attempts at the next one; nobody's where none is limited."""
+        if not self.federation.facts.limited:
+            return {}
+        now = [c for cohort in tried for c in cohort]
+        return {c: state.invited.get(c, []) + [state.round + 1] * now.count(c) for c in {*state.invited, *now}}
+
+    def _context(self, state: ServerState, tried: list[tuple[int, ...]]) -> tuple[RoundContext, tuple[int, ...]]:
+        """That of the next attempt, after those that were ``tried``, and who of its cohort answers."""
+        f, number, attempt = self.federation, state.round + 1, len(tried) + 1
+        spent = f.facts.spent(self._invited(state, tried), number)
+        invited = self._drawn(number, spent, attempt)
         here = answering(invited, f.settings.dropout, stream(f.seed, "dropout", number))
         context = RoundContext(
             seed=f.seed,
             round=number,
             invited=invited,
-            expected=f.settings.participation * f.clients,
+            expected=f.facts.expected,
             weighting=f.weighting,
             layout=f.layout,
             kind=f.settings.local.share,
@@ -146,28 +182,27 @@ class Loop:
             plan=f.plan,
             watched=f.watched,
             crafted=self._crafted(state.model, here, number),
+            attempt=redrawn(f.plan, attempt),
         )
         return context, here
 
     def _messages(
-        self, here: tuple[int, ...], context: RoundContext, state: ServerState, timer: "_Timer"
+        self, here: tuple[int, ...], context: RoundContext, state: ServerState, meter: Meter
     ) -> Iterator[Message]:
         """The last phase's messages: honest clients first, in order, then the poisoner's."""
         channel, number = self.side.channel, context.round
-        jobs = [
-            Job(c, number, channel.phases[0], context.crafted.get(c), number, state.clients.get(c, {}))
-            for c in sorted(here, key=lambda c: (c in self.federation.attackers, c))
-        ]
+
+        def job(client: int, phase: str, inbox: Any, own: dict[str, Any]) -> Job:
+            return Job(client, number, phase, context.crafted.get(client), inbox, own, attempt=context.attempt)
+
+        order = sorted(here, key=lambda c: (c in self.federation.attackers, c))
+        jobs = [job(c, channel.phases[0], number, state.clients.get(c, {})) for c in order]
         for phase, following in pairwise(channel.phases):
             kept: dict[int, dict[str, Any]] = {}
             # A channel that sums updates in one phase and goes on in another takes them one by one.
-            inbox = channel.relay(phase, timer.waiting(_keeping(self._phase(jobs, context), kept)), state)
-            jobs = [
-                Job(c, number, following, context.crafted.get(c), inbox[c], mine)
-                for c, mine in kept.items()
-                if c in inbox
-            ]
-        return timer.waiting(_remembering(self._phase(jobs, context), state))
+            inbox = channel.relay(phase, meter.waiting(_keeping(self._phase(jobs, context), kept)), state)
+            jobs = [job(c, following, inbox[c], mine) for c, mine in kept.items() if c in inbox]
+        return meter.waiting(_remembering(self._phase(jobs, context), state))
 
     def _phase(self, jobs: list[Job], context: RoundContext) -> Iterator[Message]:
         engine, federation, patience = self.engine, self.federation, self.federation.settings.patience
@@ -214,19 +249,3 @@ def _remembering(messages: Iterator[Message], state: ServerState) -> Iterator[Me
         if message.state:
             state.clients[message.client] = message.state
         yield message
-
-
-class _Timer:
-    """Time spent waiting for an iterator's next element."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def waiting(self, source: Iterator[Message]) -> Iterator[Message]:
-        while True:
-            start = time.perf_counter()
-            message = next(source, None)
-            self.seconds += time.perf_counter() - start
-            if message is None:
-                return
-            yield message

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from privbench.benchmarks.build import require
-from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.randomness import chosen, stream
+from privbench.benchmarks.shares import cohort_size
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.federation import Federation
@@ -27,16 +28,16 @@ def cohort(
     or too lately, and is passed over: a fixed cohort is drawn from the others, and smaller where too few are left.
     """
     if sampling == "poisson":
-        drawn = torch.rand(clients, generator=generator) < participation
+        drawn = chosen(clients, participation, generator)
         return tuple(c for c in torch.nonzero(drawn).squeeze(1).tolist() if c not in spent)
-    size = max(1, round(participation * clients))
+    size = cohort_size(participation, clients)
     order = (c for c in torch.randperm(clients, generator=generator).tolist() if c not in spent)
     return tuple(sorted(islice(order, size)))
 
 
-def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) -> tuple[int, ...]:
-    """The cohort of round ``number``, with the poisoner's clients where its schedule wants them."""
-    settings, generator = federation.settings, stream(federation.seed, "cohort", number)
+def drawn(federation: "Federation", number: int, spent: Collection[int] = (), attempt: int = 1) -> tuple[int, ...]:
+    """The cohort of an attempt at round ``number``, with the poisoner's clients where its schedule wants them."""
+    settings, generator = federation.settings, stream(federation.seed, "cohort", number, attempt=attempt)
     poisoner, attackers = federation.poisoner, federation.attackers
     if poisoner is None or poisoner.schedule.invited == "as_others":
         return cohort(federation.clients, settings.participation, federation.sampling, generator, spent)
@@ -44,7 +45,7 @@ def drawn(federation: "Federation", number: int, spent: Collection[int] = ()) ->
     present = poisoner.schedule.attackers(number, federation.seed, attackers)
     if federation.sampling == "poisson":  # every honest client as it would be without the poisoner
         return cohort(honest, settings.participation, "poisson", generator, spent) + present
-    size = min(honest, max(1, round(settings.participation * federation.clients)) - len(present))
+    size = min(honest, cohort_size(settings.participation, federation.clients) - len(present))
     return cohort(honest, size / honest, "fixed", generator, spent) + present if size else present
 
 
@@ -63,7 +64,7 @@ def limits(federation: "Federation") -> None:
         ConfigError: naming the setting.
     """
     settings = federation.settings
-    size, apart = max(1, round(settings.participation * federation.clients)), settings.min_separation
+    size, apart = cohort_size(settings.participation, federation.clients), settings.min_separation
     hint = f"at most {federation.clients // size}: a cohort has {size} of {federation.clients} clients"
     require(size * apart <= federation.clients, "federation.min_separation", apart, hint)
     _places(federation, size)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import stream
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.benchmarks.federation.view import RoundView
 
@@ -178,6 +179,7 @@ class RoundContext:
         plan: the privacy plan, if the defense has one.
         watched: clients whose updates an adversary keeps, out of those that its view shows.
         crafted: models that an active operator made for single clients, by client.
+        attempt: at the round, from 1, where each draws its own cohort and batches.
     """
 
     seed: int
@@ -191,6 +193,7 @@ class RoundContext:
     plan: "Plan | None"
     watched: frozenset[int]
     crafted: Mapping[int, Tensor] = field(default_factory=dict)
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -203,7 +206,6 @@ class Released:
         aggregate: after the release station; ``None`` where the channel shows the model alone.
         costs: what the channel itself took in the round, by metric name (seconds, bytes).
         refused: messages that the channel refused, by the refusal's name; ``None`` for a channel that refuses none.
-        attempts: at the round, each charged: one that was lost may have released.
         cohort: who is in the sum; ``None``: all who answered.
     """
 
@@ -212,7 +214,6 @@ class Released:
     aggregate: Update | None = None
     costs: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] | None = None
-    attempts: int = 1
     cohort: tuple[int, ...] | None = None
 
 
@@ -226,7 +227,9 @@ class Pipeline:
 
     def run(self, updates: Iterable[Update], state: ServerState, context: RoundContext) -> Released:
         """Consume the cohort's updates in client order and step the model; ``state``'s parts change in place."""
-        return self._released(self.rule.combine(updates, state.rule, context), state, context)
+        with span("rule"):
+            aggregate = self.rule.combine(updates, state.rule, context)
+        return self._released(aggregate, state, context)
 
     def run_sum(
         self,
@@ -242,11 +245,15 @@ class Pipeline:
             cohort, costs: as in :class:`Released`.
         """
         rule: Any = self.rule
-        released = self._released(rule.of_sum(total), state, context)
+        with span("rule"):
+            aggregate = rule.of_sum(total)
+        released = self._released(aggregate, state, context)
         return replace(released, cohort=cohort, costs=costs)
 
     def _released(self, aggregate: Update, state: ServerState, context: RoundContext) -> Released:
         noise = stream(context.seed, "release", context.round)
-        aggregate = self.release.release(aggregate, state.release, context, noise)
-        model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
+        with span("release"):
+            aggregate = self.release.release(aggregate, state.release, context, noise)
+        with span("server_step"):
+            model = self.optimizer.step(state.model, aggregate, state.optimizer, context.learning_rate)
         return Released(model, aggregate.extras, aggregate)

@@ -63,6 +63,7 @@ class Trainer:
         canaries: Own | None = None,
         steering: Steering | None = None,
         clean: Split | None = None,
+        attempt: int = 1,
     ) -> Update:
         """One client's round.
 
@@ -75,11 +76,12 @@ class Trainer:
             canaries: an audit's, which batches are drawn from as from ``records``.
             steering: a poisoner's, at each step.
             clean: its client's own records before they were poisoned; ``None``: ``records``.
+            attempt: at the round, from 1, where each draws its own batches.
 
         Returns:
             The update before :meth:`Local.send`, on the CPU.
         """
-        batches = stream(seed, "batches", round, client)
+        batches = stream(seed, "batches", round, client, attempt)
         noise = stream(seed, "noise", round, client)
         changes = stream(seed, "augmentation", round, client)
         self.layout.write(received, self.model)

@@ -68,7 +68,7 @@ def estimate(noise: Tensor, theory: float) -> NoiseStd:
 def rows(defense: Defense, plan: ClientPlan, layout: Layout, seed: int, round: int) -> Iterator[dict[str, Any]]:
     """Metric rows ``noise_std`` (theory) and ``noise_std_measured``; both say whose noise it is, and of how many."""
     found = noise_std(defense, plan, layout, seed)
-    sampled = plan.guarantee.noise == "central" and plan.facts.participation < 1
+    sampled = plan.guarantee.noise == "central" and plan.facts.rate < 1
     of = {"round": round, "noise": plan.guarantee.noise, "cohort": plan.expected, "amplified": sampled}
     yield {"metric": "noise_std", **of, "value": found.theory}
     yield {"metric": "noise_std_measured", **of, "value": found.measured, "low": found.low, "high": found.high}

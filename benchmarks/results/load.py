@@ -1,6 +1,7 @@
 """Results in memory: what was run, which arms may be averaged, and which are refused."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -60,6 +61,7 @@ class Results:
         runs: in the order of the sweep's index; of a root by defense, poisoner and settings.
         missing: runs that are named and not there.
         mixed_revisions: whether runs of several revisions may stand side by side; they are labelled then.
+        repeats: of ``runs``, with the same numbers at other costs: they are in no mean but those of costs.
     """
 
     path: Path
@@ -67,15 +69,34 @@ class Results:
     runs: tuple[Run, ...]
     missing: tuple[Missing, ...] = ()
     mixed_revisions: bool = False
+    repeats: tuple[Run, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        kind: Literal["run", "sweep", "root"],
+        found: Iterable[Run],
+        missing: tuple[Missing, ...],
+        mixed_revisions: bool,
+    ) -> "Results":
+        """What was found, with repeats apart: the lowest number of each run's is in ``runs``."""
+        every = [*found]
+        lowest: dict[str, int] = {}
+        for run in every:
+            name = run.id.partition("-r")[0]
+            lowest[name] = min(run.repeat, lowest.get(name, run.repeat))
+        again = tuple(r for r in every if r.repeat > lowest[r.id.partition("-r")[0]])
+        return cls(path, kind, tuple(r for r in every if r not in again), missing, mixed_revisions, again)
 
     def frame(self) -> pd.DataFrame:
         """Every metric of every run, tidy: one row a metric. Nothing is averaged, so nothing is refused."""
-        labels = {r.id: arm.label for arm in self._arms() for r in arm.runs}
-        columns = ["run", "label", "defense", "poisoning", "seed", "run_status", "metric", "round", "client"]
+        labels = {arm.key: arm.label for arm in self._arms()}
+        columns = ["run", "label", "defense", "poisoning", "seed", "repeat", "run_status", "metric", "round", "client"]
         columns += ["adversary", "value", "unit", "status", "reason"]
         rows = []
-        for r in self.runs:
-            own = (r.id, labels[r.id], r.defense, r.poisoning, r.seed, r.status)
+        for r in (*self.runs, *self.repeats):
+            own = (r.id, labels[r.arm_key], r.defense, r.poisoning, r.seed, r.repeat, r.status)
             for m in r.metrics:
                 rows.append((*own, m.name, m.round, m.client, m.adversary, m.value, m.unit, m.status, m.reason))
         frame = pd.DataFrame(rows, columns=columns)
@@ -110,7 +131,8 @@ class Results:
         refusals = self.refusals()
         bad = {r.key for r in refusals}
         kept = tuple(r for arm in self._arms() if arm.key not in bad for r in arm.runs)
-        return replace(self, runs=kept, missing=()), refusals
+        repeats = tuple(r for r in self.repeats if r.arm_key not in bad)
+        return replace(self, runs=kept, repeats=repeats, missing=()), refusals
 
     def setups(self) -> list[tuple[str, "Results"]]:
         """The results by setup (settings apart from defense and poisoning), each with a name; a single one has none."""
@@ -142,7 +164,11 @@ class Results:
 
     def refusals(self) -> list[Refusal]:
         """Every reason against averaging, by arm; empty where all arms are complete."""
-        arms, found = self._arms(), []
+        mine: dict[str, list[Run]] = {}
+        for run in self.repeats:
+            mine.setdefault(run.arm_key, []).append(run)
+        arms = [replace(arm, runs=(*arm.runs, *mine.get(arm.key, ()))) for arm in self._arms()]
+        found: list[Refusal] = []
         prefixes = {r.id.rpartition("-s")[0] for r in self.runs}
         for lost in self.missing:
             if lost.id.rpartition("-s")[0] not in prefixes:
@@ -159,7 +185,7 @@ class Results:
                 errors = sorted({" ".join(str(r.manifest["error"]).split()) for r in bad if r.manifest.get("error")})
                 reason = f"{len(bad)} of {arm.n} runs {status}" + (f": {'; '.join(errors)}" if errors else "")
                 found.append(Refusal(arm.key, arm.label, tuple(r.id for r in bad), reason))
-        twice = sorted(s for s, n in Counter(arm.seeds).items() if n > 1)
+        twice = sorted({s for (s, _), n in Counter((r.seed, r.repeat) for r in arm.runs).items() if n > 1})
         if twice:
             ids = tuple(r.id for r in arm.runs if r.seed in twice)
             found.append(Refusal(arm.key, arm.label, ids, f"seeds {twice} more than once"))
@@ -180,10 +206,11 @@ class Results:
 
     def _revisions(self, arms: list[Arm]) -> list[Refusal]:
         """The revision with most runs stays (the latest of equals); arms with runs of another are refused."""
-        counts = Counter(r.revision for r in self.runs)
+        runs = [r for arm in arms for r in arm.runs]
+        counts = Counter(r.revision for r in runs)
         if len(counts) < 2:
             return []
-        latest = {v: max(str(r.manifest.get("started")) for r in self.runs if r.revision == v) for v in counts}
+        latest = {v: max(str(r.manifest.get("started")) for r in runs if r.revision == v) for v in counts}
         most = max(counts, key=lambda v: (counts[v], latest[v]))
         found = []
         for arm in arms:
@@ -236,15 +263,15 @@ def load(path: str | Path, mixed_revisions: bool = False) -> Results:
     """
     path = Path(path)
     if (path / "manifest.json").exists():
-        return Results(path, "run", (read_run(path),), mixed_revisions=mixed_revisions)
+        return Results.of(path, "run", (read_run(path),), (), mixed_revisions)
     if (path / "sweep.json").exists():
         runs, missing = _read_sweep(path)
-        return Results(path, "sweep", runs, missing, mixed_revisions)
+        return Results.of(path, "sweep", runs, missing, mixed_revisions)
     if (path / "runs").is_dir():
         folders = sorted(p for p in (path / "runs").iterdir() if p.is_dir() and not p.name.startswith("."))
         runs = tuple(sorted((read_run(p) for p in folders if (p / "manifest.json").exists()), key=order))
         bare = (p.name for p in folders if not (p / "manifest.json").exists())
-        return Results(path, "root", runs, tuple(Missing(n, n, "no manifest.json") for n in bare), mixed_revisions)
+        return Results.of(path, "root", runs, tuple(Missing(n, n, "no manifest.json") for n in bare), mixed_revisions)
     raise FileNotFoundError(f"{path}: no run (manifest.json), no sweep (sweep.json) and no results (runs/) there")
 
 

@@ -71,6 +71,8 @@ class Record:
         started = before.get("started") if saved else None
         self.manifest = {
             **manifest,
+            # What was said of an earlier run of another revision holds however often this one is cut off.
+            "dropped": before.get("dropped") if saved else manifest.get("dropped"),
             "status": "running",
             "error": None,
             "resumed": resumed,
@@ -108,6 +110,11 @@ class Record:
         folder.mkdir(exist_ok=True)
         return folder
 
+    @property
+    def attempts(self) -> Path:
+        """Where attempts at the round that isn't finished are kept."""
+        return self.path / "attempts.json"
+
     def finish(self, status: str, error: str | None = None, **more: Any) -> None:
         """Close with ``complete``, ``failed`` or ``diverged``."""
         self.manifest.update(status=status, error=error, finished=_now(), **more)
@@ -115,7 +122,7 @@ class Record:
 
     def forget(self) -> None:
         """Drop what an earlier run of the same name left, to run it anew."""
-        for name in ("manifest.json", "metrics.jsonl", "checkpoint.pt", "traceback.txt"):
+        for name in ("manifest.json", "metrics.jsonl", "checkpoint.pt", "attempts.json", "traceback.txt"):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "artifacts", ignore_errors=True)
 

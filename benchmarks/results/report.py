@@ -6,6 +6,10 @@ from pathlib import Path
 from rich.console import Console
 
 from privbench.benchmarks.results.cohorts import NAME, groups, leakage_by_clients
+from privbench.benchmarks.results.cost_shares import NAME as SHARES
+from privbench.benchmarks.results.cost_shares import cost_shares, share_table
+from privbench.benchmarks.results.costs import NAME as COSTS
+from privbench.benchmarks.results.costs import cost_table
 from privbench.benchmarks.results.figures import NAMES, write
 from privbench.benchmarks.results.frontier import NAME as FRONTIER
 from privbench.benchmarks.results.frontier import draw as frontier
@@ -39,6 +43,7 @@ class Report:
         leakage: what each adversary reconstructed, if anything was attacked.
         inference: what audits and membership inference found, if there were any.
         poisoned_records: success against the number of poisoned records, where that was swept.
+        costs: what each defense takes beside none.
         published: published figures beside measured ones, where the experiment is a paper's.
     """
 
@@ -51,6 +56,7 @@ class Report:
     published: Table | None = None
     inference: Table | None = None
     poisoned_records: Table | None = None
+    costs: Table | None = None
 
     @property
     def status(self) -> int:
@@ -88,10 +94,12 @@ def report(path: str | Path, console: Console | None = None, mixed_revisions: bo
     files += _texts(folder, "frontier", frontier_table(kept))
     counted = records_table(kept)
     files += _texts(folder, "poisoned_records", counted)
+    spent = cost_table(kept)
+    files += [*_texts(folder, COSTS, spent), *_texts(folder, SHARES, share_table(kept))]
     files += _figures(kept, folder / "figures")
-    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred, counted)
+    made = Report(folder, shown, tuple(files), tuple(refused), compared, leaked, beside, inferred, counted, spent)
     if console is not None:
-        _print(made, console)
+        _print(made, console, costs=bool(kept.repeats))
     return made
 
 
@@ -129,24 +137,28 @@ def _figures(results: Results, folder: Path) -> list[Path]:
         files += save(by_records(lines), folder / (f"{RECORDS}-{number}" if number else RECORDS))
     for number, found in enumerate(panels(results)):
         files += save(frontier(found), folder / (f"{FRONTIER}-{number}" if number else FRONTIER))
+    figure = cost_shares(results)
+    files += save(figure, folder / SHARES) if figure else []
     for old in folder.glob("*"):
         if (
             old not in files
             and old.suffix in (".png", ".pdf")
-            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER, RECORDS))
+            and old.name.startswith((*NAMES, NAME, EPSILON, FRONTIER, RECORDS, SHARES))
         ):
             old.unlink()
     return files
 
 
-def _print(made: Report, console: Console) -> None:
-    for shown in filter(None, (made.table, made.privacy, made.published, made.inference, made.poisoned_records)):
+def _print(made: Report, console: Console, costs: bool) -> None:
+    """Costs are printed where they are what the runs were repeated for."""
+    tables = [made.table, made.privacy, made.published, made.inference, made.poisoned_records]
+    for shown in filter(None, (*tables, made.costs if costs else None)):
         for block in shown.blocks(console.width):
             console.print(block)
         for note in shown.notes:
             style = "bold" if note.startswith("REFUSED") else ""
             console.print(note, markup=False, highlight=False, soft_wrap=True, style=style)
     figures = sum(f.suffix == ".png" for f in made.files)
-    tables = ", ".join(f.name for f in made.files if f.parent == made.folder)
-    text = f"{made.folder}: {tables}, {figures} figures in figures/ (PNG and PDF)"
+    texts = ", ".join(f.name for f in made.files if f.parent == made.folder)
+    text = f"{made.folder}: {texts}, {figures} figures in figures/ (PNG and PDF)"
     console.print(text, markup=False, highlight=False, soft_wrap=True)

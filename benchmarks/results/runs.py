@@ -89,6 +89,11 @@ class Run:
         return self.manifest["seed"]
 
     @property
+    def repeat(self) -> int:
+        """Which measurement of the same numbers it is."""
+        return self.manifest.get("repeat") or 0
+
+    @property
     def status(self) -> str:
         return self.manifest["status"]
 

@@ -251,6 +251,9 @@ def _notes(arms: list[Arm], fates: dict[str, Fate], results: Results) -> list[st
     shared = [a.label for a in arms if any(r.manifest.get("isolation") == "same_guest" for r in a.runs)]
     if shared:
         notes.append(f"isolation same_guest (all parties in one guest, the owner outside): {'; '.join(shared)}.")
+    anew = [r.id for a in arms for r in a.runs if r.manifest.get("dropped")]
+    if anew:
+        notes.append(f"begun by another revision, and started anew: {', '.join(anew)}.")
     revisions = sorted({r.revision for a in arms for r in a.runs})
     if len(revisions) > 1:
         notes.append(f"MIXED REVISIONS: {', '.join(revisions)}.")

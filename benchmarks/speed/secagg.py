@@ -25,8 +25,10 @@ from torch import Tensor
 
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerSGD, ServerState
 from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.usage import cpu_seconds, processes
 from privbench.defenses.accounting.plan import Facts
 from privbench.defenses.aggregation import Mean
+from privbench.defenses.aggregation.rule import Rule
 from privbench.defenses.channel import Channel, Message, Plaintext, SecAgg, Setup
 from privbench.defenses.release import Unchanged
 
@@ -102,8 +104,13 @@ class _Ready:
         return self.made
 
 
-def ours(channel: Channel, work: Work) -> Cost:
-    """One round of a channel of this package."""
+def ours(channel: Channel, work: Work, rule: Rule | None = None, cpu: bool = False) -> Cost:
+    """One round of a channel of this package.
+
+    Args:
+        rule: the mean, if ``None``.
+        cpu: count CPU seconds of this process and all that the channel started, not the clock's seconds.
+    """
     model, clients = torch.zeros(work.size), range(work.clients)
     facts = Facts(
         clients=work.clients,
@@ -115,36 +122,38 @@ def ours(channel: Channel, work: Work) -> Cost:
         steps=(1,) * work.clients,
         operator_reads_updates=channel.plaintext,
     )
-    pipeline = Pipeline(Mean(), Unchanged(), ServerSGD())
+    pipeline = Pipeline(rule or Mean(), Unchanged(), ServerSGD())
     setup = Setup("speed", 0, model, work.layout, pipeline, None, facts, "records", "update", 0.1, "")
     state = ServerState(0, model)
     context = RoundContext(0, 1, tuple(clients), len(clients), "records", work.layout, "update", 0.1, None, frozenset())
     session = channel.start(setup, state)
+    everybody = processes()
+    now = (lambda: sum(map(cpu_seconds, everybody))) if cpu else time.perf_counter
     inboxes: dict[int, Any] = dict.fromkeys(clients, 1)
     kept: dict[int, dict[str, Any]] = {c: {} for c in clients}
     spent: defaultdict[str, float] = defaultdict(float)
 
     def turn(client: int, phase: str) -> Message:
-        begin = time.perf_counter()
+        begin = now()
         done: Any = _Ready(work.updates[client]) if phase == session.trains else None
         message = session.client(phase, done, client, model, inboxes[client], kept[client])
         kept[client] = message.state
         carried = pickle.dumps(message.payload, protocol=5)
-        spent["client"] += time.perf_counter() - begin
+        spent["client"] += now() - begin
         message.payload = pickle.loads(carried)
         return message
 
     for phase in session.phases[:-1]:
         messages = [turn(c, phase) for c in inboxes]
-        begin = time.perf_counter()
+        begin = now()
         inboxes = dict(session.relay(phase, messages, state))
-        spent["server"] += time.perf_counter() - begin
+        spent["server"] += now() - begin
         if phase == "share":
             inboxes = {c: inbox for c, inbox in inboxes.items() if c < work.clients - work.lost}
     messages = [turn(c, session.phases[-1]) for c in inboxes]
-    begin = time.perf_counter()
+    begin = now()
     released, views = session.server(messages, pipeline, state, context)
-    spent["server"] += time.perf_counter() - begin
+    spent["server"] += now() - begin
     session.close(over=True)
     sizes = list(views["network"].sizes.values())
     received = released.costs.get("channel_received_bytes", 0.0)

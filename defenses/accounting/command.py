@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from privbench.defenses.accounting.accountant import Answer, Terms, answer, round_up
 from privbench.defenses.accounting.calibration import noise_multiplier
-from privbench.defenses.accounting.history import Adjacency, History, Name, Sampling, check, sampled
+from privbench.defenses.accounting.history import LARGEST_EPSILON, Adjacency, History, Name, Sampling, check, sampled
 
 BAD_INPUT = 2
 _LIBRARIES = {"dp-accounting": "dp-accounting", "Opacus": "opacus", "analytic": "scipy"}
@@ -53,8 +53,8 @@ def noise(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         target, delta, terms = options.epsilon, _delta(options), _terms(options)
-        if not 0 < target < math.inf:
-            raise ValueError(f"epsilon = {target!r}: positive")
+        if not 0 < target <= LARGEST_EPSILON:
+            raise ValueError(f"epsilon = {target!r}: positive, and at most {LARGEST_EPSILON:g}")
         rate, steps = _given(options, "sampling_rate", "steps")
         check([((rate, 1.0), steps)], delta)
         if not steps:

@@ -1,15 +1,26 @@
 """What guarantees have in common: the facts they depend on, the interface of a plan, and their configuration."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
+from privbench.benchmarks.shares import cohort_size
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.calibration import noise_multiplier
-from privbench.defenses.accounting.history import Name, Sampling, Step, Uncovered, summed
+from privbench.defenses.accounting.history import (
+    LARGEST_EPSILON,
+    MOST_STEPS,
+    NOISES,
+    Name,
+    Sampling,
+    Step,
+    Uncovered,
+    is_noise,
+    summed,
+)
 from privbench.defenses.noise import Source
 
 Unit = Literal["record", "patient", "client"]
@@ -21,7 +32,7 @@ class Facts:
 
     Args:
         clients, rounds: numbers of.
-        participation: expected share of clients a round.
+        participation: the share of clients a round that was asked for; :attr:`rate` is the one that is drawn.
         sampling: how they are drawn.
         records: training records by client.
         batch: ``batch[c]`` is client c's expected batch size, ``steps[c]`` its local steps a round.
@@ -45,15 +56,30 @@ class Facts:
     cap: int | None = None
     separation: int = 1
 
-    def counted(self, rounds: int) -> int:
-        """Of so many rounds, those that any one client may have taken part in."""
-        apart = -(-rounds // self.separation)
+    @property
+    def rate(self) -> float:
+        """Probability that a client is in a round's cohort: a fixed one has a whole number of clients."""
+        return self.participation if self.sampling == "poisson" else self.expected / self.clients
+
+    @property
+    def expected(self) -> float:
+        """Expected cohort size K."""
+        fixed = self.sampling == "fixed"
+        return float(cohort_size(self.participation, self.clients)) if fixed else self.participation * self.clients
+
+    def counted(self, rounds: int, lost: int = 0) -> int:
+        """Of so many rounds, and ``lost`` attempts beside them, those that any one client may have taken part in.
+
+        Attempts count towards a cap as rounds do. Who was in a lost one is kept out of the next where rounds are apart.
+        """
+        apart = -(-rounds // self.separation) + lost
         return apart if self.cap is None else min(apart, self.cap)
 
     def spent(self, invited: Mapping[int, Sequence[int]], round: int) -> set[int]:
-        """Who may not take part in ``round``, by the rounds that each was invited to before."""
+        """Who may not take part in ``round``, by the rounds that each was invited to before, once for each attempt."""
         most, since = math.inf if self.cap is None else self.cap, round - self.separation
-        return {c for c, at in invited.items() if len(at) >= most or (at and at[-1] > since)}
+        apart = self.separation > 1
+        return {c for c, at in invited.items() if len(at) >= most or (apart and at and at[-1] > since)}
 
     @property
     def limited(self) -> str | None:
@@ -79,11 +105,11 @@ class Plan(Protocol):
         update_multiplier: the same for the sum of updates alone, where a part of the privacy goes elsewhere.
         count_noise: standard deviation of the noise on the number of clients below an adapted clip; 0 without one.
         noise_source: ``seeded`` or ``system``.
-        affordable: how many attempts at a round the budget allows; ``None`` without a budget.
     """
 
-    @property
-    def affordable(self) -> int | None: ...
+    def affordable(self, lost: int = 0) -> int | None:
+        """How many rounds the budget allows beside ``lost`` attempts at some; ``None`` without a budget."""
+        ...
 
     @property
     def unit(self) -> Unit: ...
@@ -114,6 +140,15 @@ class Plan(Protocol):
     def known(self, source: str, client: int) -> Known:
         """What the federation publishes of its noise on a client's ``update``, the ``aggregate`` or the ``release``."""
         ...
+
+
+def redrawn(plan: Plan | None, attempt: int) -> int:
+    """By which attempt at a round its cohort and batches are drawn, from 1.
+
+    Seeded noise is the same in each, which then is no release of its own. Fresh noise on the same sample would cost
+    more than a second sampled step: it takes a sample of its own.
+    """
+    return attempt if plan is not None and plan.noise_source == "system" else 1
 
 
 @dataclass(frozen=True)
@@ -151,9 +186,10 @@ class Guarantee:
             self.epsilon,
             f"give either epsilon or noise_multiplier (now {self.noise_multiplier})",
         )
-        require(self.epsilon is None or 0 < self.epsilon < math.inf, "epsilon", self.epsilon, "must be positive")
+        hint = f"must be positive, and at most {LARGEST_EPSILON:g}"
+        require(self.epsilon is None or 0 < self.epsilon <= LARGEST_EPSILON, "epsilon", self.epsilon, hint)
         z = self.noise_multiplier
-        require(z is None or 0 <= z < math.inf, "noise_multiplier", z, "at least 0")
+        require(z is None or is_noise(z), "noise_multiplier", z, NOISES)
         require(self.budget is None or 0 < self.budget < math.inf, "budget", self.budget, "positive, or null")
 
     def terms(self, sampling: Sampling = "poisson") -> Terms:
@@ -167,6 +203,7 @@ class Guarantee:
             ConfigError: if no noise reaches epsilon, or the accountant has no proof for this sampling.
         """
         terms = self.terms(sampling)
+        require(steps <= MOST_STEPS, "rounds", steps, f"at most {MOST_STEPS} noisy steps of one client in all rounds")
         try:
             terms.epsilon([((rate, 1.0), 1)], self.delta)
         except Uncovered as error:
@@ -179,32 +216,33 @@ class Guarantee:
         except ValueError as error:
             raise ConfigError("epsilon", self.epsilon, str(error)) from None
 
-    def affordable(
-        self, charge: Iterable[tuple[Step, int]], facts: Facts, sampling: Sampling = "poisson"
+    def rounds_within(
+        self, spent: Callable[[int], Iterable[tuple[Step, int]]], rounds: int, sampling: Sampling = "poisson"
     ) -> int | None:
-        """How many attempts at a round the budget allows, at most twice the rounds; ``None`` without a budget.
+        """How many of ``rounds`` the budget allows; ``None`` without a budget.
 
         Args:
-            charge: what one attempt costs, for each kind of unit.
-            facts: of the federation.
+            spent: what so many rounds cost each kind of unit, as a step and its number.
             sampling: how units are drawn.
-
-        Raises:
-            ConfigError: if not even one is.
         """
         if self.budget is None:
             return None
-        kinds, terms = set(charge), self.terms(sampling)
+        terms, budget = self.terms(sampling), self.budget
 
-        def spent(n: int) -> float:
-            return max(terms.epsilon([(step, facts.counted(n) * times)], self.delta) for step, times in kinds)
+        def within(n: int) -> bool:
+            return all(terms.epsilon([kind], self.delta) <= budget for kind in set(spent(n)))
 
-        require(spent(1) <= self.budget, "budget", self.budget, f"at least {spent(1):.4g}, which the first round takes")
-        low, high = 1, 2 * facts.rounds + 1
+        low, high = 0, rounds + 1
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if spent(middle) <= self.budget else (low, middle)
+            low, high = (middle, high) if within(middle) else (low, middle)
         return low
+
+    def check_budget(self, first: Iterable[tuple[Step, int]], sampling: Sampling = "poisson") -> None:
+        """Raise :class:`ConfigError` if there is a budget that the ``first`` round exceeds, for some kind of unit."""
+        if self.budget is not None:
+            least = max(self.terms(sampling).epsilon([kind], self.delta) for kind in set(first))
+            require(least <= self.budget, "budget", self.budget, f"at least {least:.4g}, which the first round takes")
 
     def check_delta(self, units: int, what: str) -> None:
         """Raise :class:`ConfigError` unless delta is below one over the number of units."""

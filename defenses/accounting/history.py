@@ -1,6 +1,5 @@
 """What an accountant is given: noisy steps, how units come into them, and what neighbours differ in."""
 
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -23,6 +22,14 @@ With q = 1 both mean that all units take part in every step.
 """
 
 Name = Literal["pld", "prv", "rdp"]
+
+
+LEAST_NOISE, MOST_NOISE = 1e-6, 1e9
+"""Noise multipliers but 0 in which accountants' arithmetic stays within its range."""
+
+MOST_STEPS = 10**9
+LARGEST_EPSILON = 1e6
+"""That noise is calibrated to; at a hundredth of it nothing is hidden any more."""
 
 
 class Uncovered(ValueError):
@@ -63,7 +70,16 @@ def check(history: Iterable[tuple[Step, int]], delta: float) -> None:
     for (rate, sigma), count in history:
         if not 0 < rate <= 1:
             raise ValueError(f"sampling_rate = {rate!r}: in (0, 1]")
-        if not 0 <= sigma < math.inf:
-            raise ValueError(f"noise_multiplier = {sigma!r}: 0 or positive")
-        if count < 0 or count != int(count):
-            raise ValueError(f"steps = {count!r}: a whole number from 0")
+        if not is_noise(sigma):
+            raise ValueError(f"noise_multiplier = {sigma!r}: {NOISES}")
+        if not 0 <= count <= MOST_STEPS or count != int(count):
+            shown = f"{count:.3g}" if isinstance(count, float) else str(count)[:20]
+            raise ValueError(f"steps = {shown}: a whole number from 0 to {MOST_STEPS}")
+
+
+NOISES = f"0, or from {LEAST_NOISE:g} to {MOST_NOISE:g}"
+
+
+def is_noise(multiplier: float) -> bool:
+    """Whether accountants take it; :data:`NOISES` says what they take."""
+    return multiplier == 0 or LEAST_NOISE <= multiplier <= MOST_NOISE

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation.view import Known
@@ -15,16 +15,22 @@ from privbench.defenses.accounting.factorisation import Banded, banded
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
 from privbench.defenses.accounting.history import Step
 from privbench.defenses.accounting.record_level import RecordLevel, RecordPlan
+from privbench.defenses.accounting.wording import (
+    MECHANISMS,
+    NOT_COVERED,
+    READS_MESSAGES,
+    READS_UPDATES,
+    SEES_SUMS,
+    SEES_WHO,
+    Noise,
+    adapted,
+    assumes,
+    correlated,
+    once_in,
+)
 from privbench.defenses.noise import Source
 
 __all__ = ["ClientLevel", "ClientPlan", "Facts", "Plan", "Privacy", "RecordLevel", "RecordPlan"]
-
-Noise = Literal["central", "local", "distributed"]
-MECHANISMS: dict[Noise, str] = {
-    "central": "Gaussian on the sum of clipped updates, noise added once by the server",
-    "local": "Gaussian on each client's clipped update, added by the client, enough for its message alone",
-    "distributed": "Gaussian on the sum of clipped updates, a share of the noise added by each client",
-}
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class ClientLevel(Guarantee):
     """(epsilon, delta) for a whole client, by Gaussian noise on clipped updates (docs/privacy-settings.md).
 
     ``central``: whoever aggregates adds it once (DP-FedAvg, McMahan et al. 2018); client sampling is Poisson with
-    q = participation. ``local``: every client adds as much as its message needs against whoever reads it.
+    q = participation, or of a fixed size with q = that size over the clients. ``local``: every client adds as much as
+    its message needs against whoever reads it.
     ``distributed``: every client adds a share, so that the sum carries what central noise would (Dwork et al. 2006),
     which holds only against those who see no single message. Updates weigh equally, and sums are divided by the
     expected cohort size.
@@ -87,7 +94,7 @@ class ClientLevel(Guarantee):
         if amplified and self.terms().accountant != "rdp":
             hint = "this guarantee is amplified by Poisson sampling: set federation.sampling=poisson (or null)"
             hint += ", or account for a fixed size with privacy.accountant=rdp and privacy.adjacency=replace"
-            require(facts.sampling == "poisson" or facts.participation == 1, "sampling", facts.sampling, hint)
+            require(facts.sampling == "poisson" or facts.rate == 1, "sampling", facts.sampling, hint)
         if facts.limited and (amplified or self.noise == "distributed"):
             none, value = ("null", facts.cap) if facts.separation == 1 else ("1", facts.separation)
             hint = f"{none}: it changes who is drawn, and amplification counts on drawing independently"
@@ -106,13 +113,14 @@ class ClientLevel(Guarantee):
             require(self.present == 1 or not facts.operator_reads_updates, "present", self.present, hint)
         self.check_delta(facts.clients, "clients")
         # Clients that noise their own messages hide nothing behind sampling: see ClientPlan.statements.
-        rate = facts.participation if amplified else 1.0
+        rate = facts.rate if amplified else 1.0
         sigma = self.sigma(rate, facts.counted(facts.rounds), facts.sampling)
         if self.count_noise is not None:
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
             require(self.count_noise > sigma / 2, "count_noise", self.count_noise, hint)
-        affordable = self.affordable([((rate, sigma), 1)], facts, facts.sampling)
-        return ClientPlan(self, facts, sigma, affordable=affordable)
+        plan = ClientPlan(self, facts, sigma)
+        self.check_budget([plan.spent(1)], facts.sampling)
+        return plan
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,6 @@ class ClientPlan:
     facts: Facts
     noise_multiplier: float
     grid: Grid | None = None
-    affordable: int | None = None
     unit: Unit = field(default="client", init=False)
 
     def on(self, grid: Grid) -> "ClientPlan":
@@ -138,6 +145,7 @@ class ClientPlan:
         grid.bound(self.clip)
         made = replace(self, grid=grid)
         made.proven(made.sum_multiplier)
+        made.guarantee.check_budget([made.spent(1)], made.facts.sampling)
         return made
 
     def proven(self, multiplier: float) -> float:
@@ -178,7 +186,7 @@ class ClientPlan:
     @property
     def expected(self) -> float:
         """Expected cohort size K, by which sums are divided."""
-        return self.facts.participation * self.facts.clients
+        return self.facts.expected
 
     @property
     def needed(self) -> int:
@@ -223,9 +231,28 @@ class ClientPlan:
         """Whether the guarantee holds although so many clients add no noise."""
         return self.shares <= max(1, self.needed - tampering)
 
+    def counted(self, rounds: int, lost: int = 0) -> int:
+        """How often any one client's update is in what was released after so many rounds and ``lost`` attempts."""
+        if self.matrix is None:
+            return self.facts.counted(rounds, lost)
+        # A row of the matrix that is released twice holds what clients of earlier rounds sent.
+        return self.facts.counted(rounds) + lost
+
+    def spent(self, rounds: int, lost: int = 0) -> tuple[Step, int]:
+        """What so many rounds and ``lost`` attempts cost against whom the noise is calibrated."""
+        if self.guarantee.noise == "central" and self.matrix is None:
+            return (self.facts.rate, self.noise_multiplier), rounds + lost
+        local = self.guarantee.noise == "local"
+        multiplier = self.noise_multiplier if local else self.proven(self.noise_multiplier)
+        return (1.0, multiplier), self.counted(rounds, lost)
+
+    def affordable(self, lost: int = 0) -> int | None:
+        facts = self.facts
+        return self.guarantee.rounds_within(lambda n: [self.spent(n, lost)], facts.rounds, facts.sampling)
+
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         if self.guarantee.noise == "central":
-            rate = self.facts.participation if self.matrix is None else 1.0
+            rate = self.facts.rate if self.matrix is None else 1.0
             multiplier = {"sampling_rate": rate, "noise_multiplier": self.noise_multiplier}
         else:
             counted = self.proven(self.sum_multiplier)
@@ -242,31 +269,29 @@ class ClientPlan:
         sampling would presume a size that says nothing.
         """
         if self.shares:
-            return self._unsampled("model_recipient", ledger, "noise_multiplier", "it sees sums, over all rounds")
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", SEES_SUMS)
         if self.matrix is not None:
-            apart, n = self.facts.separation, self.facts.counted(len(ledger))
-            why = f"nothing is amplified: a client takes part once in {apart} rounds, {n} times at most"
-            return self._unsampled("model_recipient", ledger, "noise_multiplier", why)
-        rate, terms = self.facts.participation, self.guarantee.terms(self.facts.sampling)
+            apart, n = self.facts.separation, self._counted(ledger)
+            return self._unsampled("model_recipient", ledger, "noise_multiplier", once_in(apart, n))
+        rate, terms = self.facts.rate, self.guarantee.terms(self.facts.sampling)
         history = [((e["sampling_rate"], e["noise_multiplier"]), 1) for e in ledger]
         return self.guarantee.statement(self.unit, "model_recipient", terms, history, rate < 1, **self._common(ledger))
 
     def _operator(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever runs the server: it sees who takes part, so that sampling amplifies nothing."""
         if not self.facts.operator_reads_updates:
-            why = "it sees who takes part and what is released: every round is counted, without amplification"
-            return self._unsampled("server_operator", ledger, "noise_multiplier", why)
+            return self._unsampled("server_operator", ledger, "noise_multiplier", SEES_WHO)
         if self.shares:
-            why = "it reads every message, which holds its own client's noise alone"
-            return self._unsampled("server_operator", ledger, "message_multiplier", why)
-        why, sampled = "the server reads every update before it is clipped and noised", self.facts.participation < 1
+            return self._unsampled("server_operator", ledger, "message_multiplier", READS_MESSAGES)
+        sampled = self.facts.rate < 1
         bare: list[tuple[Step, int]] = [((1.0, 0.0), max(1, len(ledger)))]
-        more = {**self._common(ledger), "why": why}
+        more = {**self._common(ledger), "why": READS_UPDATES}
         return self.guarantee.statement(self.unit, "server_operator", self.guarantee.terms(), bare, sampled, **more)
 
     def _unsampled(self, adversary: str, ledger: list[dict[str, Any]], noise: str, why: str) -> dict[str, Any]:
         """Against one who may see who takes part: an update is hidden (it might be zero), not that there was one."""
-        history = [((1.0, e[noise]), 1) for e in ledger[: self.facts.counted(len(ledger))]]
+        # Without the noise of single rounds there is no saying which of them a client took part in; it is the same.
+        history = [((1.0, e[noise]), 1) for e in ledger[: self._counted(ledger)]]
         replace = self.guarantee.adjacency == "replace"
         terms = Terms(self.guarantee.accountant, "replace" if replace else "zero_out")
         more: dict[str, Any] = {
@@ -281,25 +306,25 @@ class ClientPlan:
             replaced = Terms(self.guarantee.accountant, "replace").epsilon(history, self.guarantee.delta)
             more["epsilon_replace_one"] = round_up(replaced) if math.isfinite(replaced) else None
             if noise == "message_multiplier":
-                more["not_covered"] = "that a client takes part, and how many records it says it has"
+                more["not_covered"] = NOT_COVERED
             elif self.shares > 1:
-                others = "and none of them is the adversary's"
-                more["assumes"] = f"at least {self.shares} clients add their noise to every sum, {others}"
+                more["assumes"] = assumes(self.shares)
         return self.guarantee.statement(self.unit, adversary, terms, history, False, **more)
+
+    def _counted(self, ledger: list[dict[str, Any]]) -> int:
+        rounds = len({e["round"] for e in ledger})
+        return self.counted(rounds, len(ledger) - rounds)
 
     def _common(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         mechanism = MECHANISMS[self.guarantee.noise] + (f", {self.grid}" if self.grid else "")
         if self.matrix is not None:
-            mechanism += f", correlated over rounds by a banded matrix of {len(self.matrix.coefficients)} diagonals"
+            mechanism += correlated(len(self.matrix.coefficients))
         if self.count_noise:
-            mechanism += (
-                f"; the clip is adapted by a count with noise of {self.count_noise:.6g}, and the sum's noise is"
-            )
-            mechanism += f" {self.update_multiplier:.6g} times the round's clip"
+            mechanism += adapted(self.count_noise, self.update_multiplier)
         return {
             "mechanism": mechanism,
             "sampling": self.facts.sampling,
-            "sampling_rate": self.facts.participation,
+            "sampling_rate": self.facts.rate,
             "noise_multiplier": self.noise_multiplier,
             "rounds": len(ledger),
         }

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.view import Known
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Unit
+from privbench.defenses.accounting.history import Step
+from privbench.defenses.accounting.wording import local_mechanism, not_covered
 from privbench.defenses.noise import Source
 
 
@@ -43,9 +45,9 @@ class RecordLevel(Guarantee):
         self.check_delta(sum(facts.units), f"{self.unit}s")
         rates = tuple(b / n for b, n in zip(facts.batch, facts.units, strict=True))
         sigmas = tuple(self.sigma(q, s * facts.counted(facts.rounds)) for q, s in zip(rates, facts.steps, strict=True))
-        steps = zip(rates, sigmas, facts.steps, strict=True)
-        affordable = self.affordable((((q, sigma), s) for q, sigma, s in steps), facts)
-        return RecordPlan(self, facts, rates, sigmas, affordable)
+        plan = RecordPlan(self, facts, rates, sigmas)
+        self.check_budget(plan.spent(1))
+        return plan
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,6 @@ class RecordPlan:
     facts: Facts
     rates: tuple[float, ...]
     sigmas: tuple[float, ...]
-    affordable: int | None = None
 
     @property
     def unit(self) -> Unit:
@@ -82,40 +83,57 @@ class RecordPlan:
     def noise_source(self) -> Source:
         return self.guarantee.noise_source
 
+    def spent(self, rounds: int, lost: int = 0) -> set[tuple[Step, int]]:
+        """What so many rounds, and ``lost`` attempts beside them, cost each kind of client's records."""
+        counted, every = self.facts.counted(rounds, lost), zip(self.rates, self.sigmas, self.facts.steps, strict=True)
+        return {((q, sigma), steps * counted) for q, sigma, steps in every}
+
+    def affordable(self, lost: int = 0) -> int | None:
+        return self.guarantee.rounds_within(lambda n: self.spent(n, lost), self.facts.rounds)
+
     def charge(self, round: int, cohort: Iterable[int]) -> dict[str, Any]:
         return {"round": round, "clients": sorted(cohort)}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        every = zip(self.rates, self.sigmas, self.facts.steps, strict=True)
-        counted = self.facts.counted(len(ledger))
-        kinds = {((q, sigma), steps * counted) for q, sigma, steps in every}
-        # The weakest client's; a tie is broken by the history, so that the statement is always the same.
-        terms = self.guarantee.terms()
-        _, weakest = max((terms.epsilon([kind], self.guarantee.delta), kind) for kind in kinds)
+        (rate, sigma), steps = self.weakest(ledger)
+        counted = self._counted(ledger)
         taken: dict[int, int] = {}
         for entry in ledger:
             for client in entry["clients"]:
                 taken[client] = taken.get(client, 0) + 1
         common = {
-            "mechanism": f"DP-SGD on each client: Poisson-sampled Gaussian on clipped per-{self.unit} gradients",
+            "mechanism": local_mechanism(self.unit),
             "sampling": "poisson",
-            "sampling_rate": max(self.rates),
-            "noise_multiplier": self.noise_multiplier,
+            "sampling_rate": rate,
+            "noise_multiplier": sigma,
             "rounds": len(ledger),
             "participations_counted": counted,
             "participations_realised": max(taken.values(), default=0),
-            "not_covered": f"how many {self.unit}s and records each client has, which sampling rates and weights show",
+            "not_covered": not_covered(self.unit),
         }
         sampled = min(self.rates) < 1
+        terms, history = self.guarantee.terms(), [((rate, sigma), steps * counted)]
         adversaries = ("server_operator", "model_recipient")
-        return [self.guarantee.statement(self.unit, a, terms, [weakest], sampled, **common) for a in adversaries]
+        return [self.guarantee.statement(self.unit, a, terms, history, sampled, **common) for a in adversaries]
+
+    def weakest(self, ledger: list[dict[str, Any]]) -> tuple[Step, int]:
+        """A local step of the client whose records are protected least after the rounds in ``ledger``, and how many of
+        them it takes in a round."""
+        every = set(zip(zip(self.rates, self.sigmas, strict=True), self.facts.steps, strict=True))
+        counted, terms = self._counted(ledger), self.guarantee.terms()
+        # A tie is broken by the step, so that the statement is always the same.
+        return max(every, key=lambda k: (terms.epsilon([(k[0], k[1] * counted)], self.guarantee.delta), k))
+
+    def _counted(self, ledger: list[dict[str, Any]]) -> int:
+        rounds = len({e["round"] for e in ledger})
+        return self.facts.counted(rounds, len(ledger) - rounds)
 
     def known(self, source: str, client: int) -> Known:
         stds = [z * self.clip / b for z, b in zip(self.sigmas, self.facts.batch, strict=True)]
         if source == "update":
             return Known(clip=self.clip, step_noise_std=stds[client])
         # A mean over the expected cohort, weighted by records.
-        expected = self.facts.participation * sum(self.facts.records)
+        expected = self.facts.rate * sum(self.facts.records)
         parts = (n / expected * s for n, s in zip(self.facts.records, stds, strict=True))
-        total = math.sqrt(self.facts.participation * sum(p * p for p in parts))
+        total = math.sqrt(self.facts.rate * sum(p * p for p in parts))
         return Known(clip=self.clip, step_noise_std=total)

@@ -2,15 +2,19 @@
 
 from typing import Any
 
+from privbench.defenses.accounting.history import LEAST_NOISE, MOST_NOISE, MOST_STEPS
 from privbench.defenses.accounting.statement import SCHEMA
+from privbench.defenses.accounting.wording import BUFFERS, DEFINITION, DRAWN_BY, NONFINITE
 
 _RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
-_NOISE = {"type": "number", "minimum": 0}
-_COUNT = {"type": "integer", "minimum": 0}
+_NOISE = {"type": "number", "anyOf": [{"const": 0}, {"minimum": LEAST_NOISE, "maximum": MOST_NOISE}]}
+_COUNT = {"type": "integer", "minimum": 0, "maximum": MOST_STEPS}
+_COUNT_FROM_1 = {**_COUNT, "minimum": 1}
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1e300}
 _SHA256 = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-_EPSILON = {"type": ["number", "null"], "minimum": 0}
+_EPSILON = {"type": ["number", "null"], "minimum": 0, "maximum": 1e30}
 _SOURCE = {"enum": ["seeded", "system"]}
-_TEXT = {"type": "string", "minLength": 1}
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 1000}
 
 
 def _object(properties: dict[str, Any], optional: tuple[str, ...] = (), more: bool = False) -> dict[str, Any]:
@@ -26,13 +30,14 @@ _CLAIM = _object(
         "epsilon": _EPSILON,
         "rdp_epsilon": _EPSILON,
         "delta": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        "clip": {"type": "number", "exclusiveMinimum": 0},
+        "clip": _POSITIVE,
         "noise_source": _SOURCE,
         "simulated": {"type": "boolean"},
         "accountant": _TEXT,
         "history": {
             "type": "array",
             "items": {"type": "array", "prefixItems": [_RATE, _NOISE, _COUNT], "items": False, "minItems": 3},
+            "maxItems": 64,
         },
         "mechanism": _TEXT,
         "sampling": {"enum": ["poisson", "fixed", "none"]},
@@ -54,8 +59,15 @@ _CLAIM = _object(
         "participations_counted",
         "participations_realised",
     ),
-    more=True,
 )
+
+_CHARGE = {
+    "anyOf": [
+        _object({}),
+        _object({"sampling_rate": _RATE, "noise_multiplier": _NOISE}),
+        _object({"noise_multiplier": _NOISE, "message_multiplier": _NOISE}),
+    ]
+}
 
 STATEMENT: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -63,32 +75,44 @@ STATEMENT: dict[str, Any] = {
     **_object(
         {
             "schema": {"const": SCHEMA},
-            "definition": _TEXT,
+            "definition": {"const": DEFINITION},
             "run": _TEXT,
             "nonce": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
             "previous": {"anyOf": [_SHA256, {"type": "null"}]},
             "model": _SHA256,
-            "claims": {"type": "array", "items": _CLAIM, "minItems": 1},
+            "claims": {"type": "array", "items": _CLAIM, "minItems": 1, "maxItems": 8},
             "mechanism": _object(
                 {
                     "noise": _TEXT,
                     "added": _TEXT,
                     "noise_source": _SOURCE,
-                    "clip": {"type": "number", "exclusiveMinimum": 0},
+                    "clip": _POSITIVE,
                     "scope": _TEXT,
-                    "buffers": _TEXT,
-                    "nonfinite": _TEXT,
+                    "buffers": {"const": BUFFERS},
+                    "nonfinite": {"const": NONFINITE},
                     "weights": _TEXT,
-                    "normaliser": {"anyOf": [_TEXT, {"type": "number", "exclusiveMinimum": 0}]},
+                    "normaliser": {"anyOf": [_TEXT, _POSITIVE]},
+                    "local": {
+                        "anyOf": [
+                            _object(
+                                {
+                                    "sampling_rate": _RATE,
+                                    "noise_multiplier": _NOISE,
+                                    "steps": _COUNT_FROM_1,
+                                }
+                            ),
+                            {"type": "null"},
+                        ]
+                    },
                 }
             ),
             "sampling": _object(
                 {
                     "scheme": {"enum": ["poisson", "fixed"]},
-                    "drawn_by": _TEXT,
-                    "most_participations": {"anyOf": [{"type": "integer", "minimum": 1}, {"type": "null"}]},
-                    "least_separation": {"type": "integer", "minimum": 1},
-                    "population": {"type": "integer", "minimum": 1},
+                    "drawn_by": {"const": DRAWN_BY},
+                    "most_participations": {"anyOf": [_COUNT_FROM_1, {"type": "null"}]},
+                    "least_separation": _COUNT_FROM_1,
+                    "population": {"type": "integer", "minimum": 1, "maximum": 10**15},
                     "population_sha256": _SHA256,
                 }
             ),
@@ -100,10 +124,10 @@ STATEMENT: dict[str, Any] = {
                         "type": "array",
                         "items": _object(
                             {
-                                "first": {"type": "integer", "minimum": 1},
-                                "last": {"type": "integer", "minimum": 1},
-                                "charges": {"type": "integer", "minimum": 1},
-                                "charge": {"type": "object"},
+                                "first": _COUNT_FROM_1,
+                                "last": _COUNT_FROM_1,
+                                "charges": _COUNT_FROM_1,
+                                "charge": _CHARGE,
                             }
                         ),
                     },

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-SCHEMA = "privbench.privacy-statement/1"
+from privbench.defenses.accounting import wording
+
+SCHEMA = "privbench.privacy-statement/2"
 _LIBRARIES = ("privbench", "dp-accounting", "opacus", "scipy", "torch")
-_WHERE = {
-    "central": "once, to the sum, by whoever aggregates",
-    "local": "by every client, to its own update",
-    "distributed": "by every client a share, to its own update",
-    None: "by every client, to every local step's sum",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
     record = guarantee.unit != "client"
     stated = {
         "schema": SCHEMA,
-        "definition": "(epsilon, delta)-differential privacy",
+        "definition": wording.DEFINITION,
         "run": subject.run,
         "nonce": nonce,
         "previous": subject.previous,
@@ -70,20 +66,19 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
         "claims": plan.statements(list(ledger)),
         "mechanism": {
             "noise": _noise(plan),
-            "added": _WHERE[by],
+            "added": wording.WHERE[by],
             "noise_source": guarantee.noise_source,
             "clip": guarantee.clip,
-            "scope": f"one {guarantee.unit}'s gradient of all parameters"
-            if record
-            else "the whole update of all parameters",
-            "buffers": "none: models with them are refused",
-            "nonfinite": "counts as zero",
-            "weights": "by records, which are not covered" if record else "equal",
-            "normaliser": "expected batch" if record else plan.expected,
+            "scope": wording.scope(guarantee.unit),
+            "buffers": wording.BUFFERS,
+            "nonfinite": wording.NONFINITE,
+            "weights": wording.weights(guarantee.unit),
+            "normaliser": wording.EXPECTED_BATCH if record else plan.expected,
+            "local": _local(plan, ledger) if record else None,
         },
         "sampling": {
             "scheme": "poisson" if record else facts.sampling,
-            "drawn_by": "the simulation, from the run's seed",
+            "drawn_by": wording.DRAWN_BY,
             "most_participations": facts.cap,
             "least_separation": facts.separation,
             "population": sum(facts.units) if record else facts.clients,
@@ -101,15 +96,14 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
 
 
 def _noise(plan: Any) -> str:
-    grid = plan.grid if plan.unit == "client" else None
-    noise = "Gaussian, 32-bit floating point" if grid is None else f"Gaussian, {grid}"
-    return f"{noise}, {_dependence(plan)}"
+    grid, matrix = (plan.grid, plan.matrix) if plan.unit == "client" else (None, None)
+    return wording.noise(None if grid is None else str(grid), len(matrix.coefficients) if matrix else 1)
 
 
-def _dependence(plan: Any) -> str:
-    matrix = plan.matrix if plan.unit == "client" else None
-    bands = len(matrix.coefficients) if matrix else 1
-    return "independent of all else" if bands == 1 else f"correlated over {bands} rounds by a banded matrix"
+def _local(plan: Any, ledger: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of the client whose units are protected least."""
+    (rate, sigma), steps = plan.weakest(list(ledger))
+    return {"sampling_rate": rate, "noise_multiplier": sigma, "steps": steps}
 
 
 def commitment(salt: str, value: Any) -> str:

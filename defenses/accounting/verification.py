@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from privbench.defenses.accounting.accountant import Terms, round_up
-from privbench.defenses.accounting.history import History, Name, Uncovered, sampled
+from privbench.defenses.accounting.consistency import Fault, of_claim, of_statement, shown
+from privbench.defenses.accounting.history import History, Name, Uncovered, sampled, summed
 from privbench.defenses.accounting.schema import STATEMENT
 from privbench.defenses.accounting.statement import commitment
+from privbench.defenses.accounting.wording import WHERE
 
 LARGEST = 16 * 2**20
 """Bytes of a statement, from which it is refused unread."""
@@ -72,6 +74,7 @@ def verify(statement: Mapping[str, Any], opening: Mapping[str, Any] | None = Non
         at = "/".join(map(str, errors[0].absolute_path)) or "the statement"
         return [Check("form", f"{at}: {errors[0].message[:200]}")]
     checks = [Check("form", None, statement["schema"])]
+    checks += _consistent("statement", of_statement(statement), "mechanism, sampling and ledger are of one run")
     for claim in statement["claims"]:
         checks += _claim(claim, statement)
     checks.append(_holds("ledger", _ledger(statement), f"{statement['ledger']['charges']} charges"))
@@ -80,21 +83,27 @@ def verify(statement: Mapping[str, Any], opening: Mapping[str, Any] | None = Non
     return checks
 
 
+def _consistent(name: str, faults: Iterable[Fault], found: str) -> list[Check]:
+    wrong = [Check(f"{name}: {field}", why) for field, why in faults]
+    return wrong or [Check(f"{name}: consistency", None, found)]
+
+
 def _holds(name: str, fault: str | None, found: str = "") -> Check:
     return Check(name, fault, "" if fault else found)
 
 
 def _claim(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> Iterator[Check]:
     who = claim["adversary"]
-    history: History = tuple(((q, s), n) for q, s, n in claim["history"])
-    yield _epsilon(claim, history)
-    yield _second(claim, history)
+    history: History = summed(((q, s), int(n)) for q, s, n in claim["history"])
+    faults = list(of_claim(claim, statement))
+    yield from _consistent(who, faults, shown(history))
     yield _holds(f"{who}: delta", _delta(claim, statement), f"{claim['delta']:g}")
-    yield _holds(f"{who}: history", _history(claim, history, statement), _shown(history))
-    same = statement["mechanism"]
-    differs = next((n for n in ("clip", "noise_source") if claim[n] != same[n]), None)
-    if differs:
-        yield Check(f"{who}: mechanism", f"{differs} is {claim[differs]!r} here and {same[differs]!r} there")
+    # What isn't the run's history needs no epsilon.
+    if not any(name == "history" for name, _ in faults):
+        yield _epsilon(claim, history)
+        yield _second(claim, history)
+        if (check := _replaced(claim, history, statement)) is not None:
+            yield check
     if not claim["simulated"] and (claim["noise_source"] == "seeded" or sampled(history)):
         yield Check(
             f"{who}: simulated", "noise or sampling is drawn from a seed, and the claim is not said to be simulated"
@@ -106,15 +115,34 @@ def _terms(claim: Mapping[str, Any], name: Name) -> Terms:
     return Terms(name, claim["adjacency"], "fixed" if claim["sampling"] == "fixed" else "poisson")
 
 
+def _own(claim: Mapping[str, Any]) -> Name:
+    """The accountant that a claim names."""
+    return "rdp" if "RDP" in claim["accountant"] else "prv" if "PRV" in claim["accountant"] else "pld"
+
+
 def _epsilon(claim: Mapping[str, Any], history: History) -> Check:
-    """The stated value by the accountant that is named, and by any other that has a proof and gives less."""
-    name, delta = f"{claim['adversary']}: epsilon", claim["delta"]
-    own: Name = "rdp" if "RDP" in claim["accountant"] else "prv" if "PRV" in claim["accountant"] else "pld"
+    """The stated value by the accountant that is named."""
+    name, own, delta = f"{claim['adversary']}: epsilon", _own(claim), claim["delta"]
     try:
-        found = _terms(claim, own).epsilon(history, delta)
+        terms = _terms(claim, own)
+        found, described = terms.epsilon(history, delta), terms.describe(history, delta)
     except Uncovered as error:
         return Check(name, f"{claim['accountant']} proves nothing here: {error}")
+    if described.partition(",")[0] != claim["accountant"].partition(",")[0]:
+        return Check(name, f"{claim['accountant']!r} is named, the history's is {described!r}")
     return _holds(name, _below(claim["epsilon"], found), f"{_value(found)} by {own}, {_value(claim['epsilon'])} stated")
+
+
+def _replaced(claim: Mapping[str, Any], history: History, statement: Mapping[str, Any]) -> Check | None:
+    """Where clients add the noise, the epsilon of any two updates beside that of one and zero."""
+    by_clients = statement["mechanism"]["added"] in (WHERE["local"], WHERE["distributed"])
+    name, given = f"{claim['adversary']}: epsilon_replace_one", "epsilon_replace_one" in claim
+    if not by_clients:
+        return Check(name, "is of guarantees whose noise clients add to whole updates") if given else None
+    if not given:
+        return Check(name, "is missing")
+    found = Terms(_own(claim), "replace").epsilon(history, claim["delta"])
+    return _holds(name, _below(claim["epsilon_replace_one"], found), _value(found))
 
 
 def _below(stated: float | None, found: float) -> str | None:
@@ -143,39 +171,6 @@ def _second(claim: Mapping[str, Any], history: History) -> Check:
 def _delta(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> str | None:
     population = statement["sampling"]["population"]
     return None if claim["delta"] < 1 / population else f"{claim['delta']:g} is not below 1/{population}"
-
-
-def _history(claim: Mapping[str, Any], history: History, statement: Mapping[str, Any]) -> str | None:
-    """A client's history is the ledger's, and no adversary who runs the server has it amplified."""
-    most, charges = statement["sampling"]["most_participations"], statement["ledger"]["charges"]
-    taken = -(-charges // statement["sampling"]["least_separation"])
-    taken = taken if most is None else min(taken, most)
-    limited, charges = taken < charges, taken
-    steps = sum(n for _, n in history)
-    if claim["unit"] != "client":
-        # Local steps, as many in every round.
-        return None if (steps % charges == 0 if charges else steps == 0) else f"{steps} steps in {charges} charges"
-    if claim["epsilon"] is None and any(sigma == 0 for (_, sigma), _ in history):
-        return None
-    if claim["adversary"] == "server_operator" and sampled(history):
-        return "amplified by sampling against who sees who takes part"
-    fields = ("noise_multiplier", "message_multiplier")
-    entries = statement["ledger"]["entries"]
-    for field in fields:
-        sigmas = [(e["charge"].get(field), e["charges"]) for e in entries]
-        if limited and len({sigma for sigma, _ in sigmas}) == 1:
-            sigmas = [(sigmas[0][0], charges)]  # no client took part in more
-        if _counted(sigmas) == _counted([(sigma, n) for (_, sigma), n in history]):
-            rates = {e["charge"].get("sampling_rate", 1.0) for e in entries}
-            return None if not sampled(history) or rates == {q for (q, _), _ in history} else "another sampling rate"
-    return f"{_shown(history)} isn't what the ledger was charged"
-
-
-def _counted(pairs: list[tuple[Any, int]]) -> dict[Any, int]:
-    total: dict[Any, int] = {}
-    for sigma, n in pairs:
-        total[sigma] = total.get(sigma, 0) + n
-    return total
 
 
 def _ledger(statement: Mapping[str, Any]) -> str | None:
@@ -213,6 +208,9 @@ def _opened(statement: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterato
             fault = fault or f"{len(value)} cohorts, {expected} rounds"
         if name == "records" and expected != statement["sampling"]["population"]:
             fault = fault or f"a population of {expected}, {statement['sampling']['population']} is stated"
+        local = statement["mechanism"]["local"]
+        if name == "records" and local is not None and not any(_whole(local["sampling_rate"] * n) for n in value):
+            fault = fault or f"no client's batch is a share of {local['sampling_rate']:g} of what it has"
         yield _holds(f"opening: {name}", fault, digest)
 
 
@@ -220,8 +218,8 @@ def _population(statement: Mapping[str, Any], records: list[int]) -> int:
     return len(records) if statement["claims"][0]["unit"] == "client" else sum(records)
 
 
-def _shown(history: History) -> str:
-    return ", ".join(f"{n} x (q {q:.4g}, sigma {s:.4g})" for (q, s), n in history) or "empty"
+def _whole(batch: float) -> bool:
+    return batch >= 0.5 and abs(batch - round(batch)) < 1e-6
 
 
 def _value(epsilon: float | None) -> str:

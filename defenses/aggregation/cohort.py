@@ -134,11 +134,8 @@ class CohortRule:
         Raises:
             ConfigError: naming how many it takes.
         """
-        drawn = facts.clients * facts.participation
-        if facts.sampling == "fixed":
-            drawn = max(1, round(drawn))
         # Whoever can decide on one client can in any round: an empty one changes nothing.
-        expected = max(1, at_most(1 - facts.dropout, drawn))
+        expected = max(1, at_most(1 - facts.dropout, facts.expected))
         of = f"{expected} of {facts.clients} clients are expected in a round"
         if self.mixing is not None:
             _enough(self.mixing, "defense.aggregation.mixing", expected, of)

@@ -46,9 +46,9 @@ class ClippedMean:
 
     The norm is that of the whole vector, buffers included. Under a privacy plan the clip is the plan's, the sum is
     divided by the expected cohort size whatever the realised one, and an update that isn't finite counts as zero
-    without a word; otherwise it is left out, and so is an absurdly long one, and the record names its client. A round
-    in which no update is finite stops the simulation. Extras are averaged like vectors, but under a plan they are
-    dropped: its budget doesn't cover them.
+    without a word, all of them too; otherwise it is left out, and so is an absurdly long one, and the record names its
+    client, and a round in which no update is finite stops the simulation. Extras are averaged like vectors, but under a
+    plan they are dropped: its budget doesn't cover them.
 
     Args:
         clip: bound C, > 0; ``None`` takes the privacy plan's.

@@ -10,33 +10,13 @@ from torch import Tensor
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
 from privbench.benchmarks.federation.update import Kind, Layout, Update
 from privbench.benchmarks.federation.view import RoundView, by_adversary
+from privbench.defenses.channel.message import Message
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.settings import LocalWork
     from privbench.benchmarks.tasks.task import Split
     from privbench.defenses.accounting.plan import Facts, Plan, Privacy
     from privbench.defenses.local import Local
-
-
-@dataclass
-class Message:
-    """What a client hands to the channel in one phase. Engines carry it and never look inside.
-
-    Args:
-        client: who sends it.
-        payload: opaque.
-        size: bytes on the wire.
-        seconds: the client's time from invitation to message.
-        state: what the client itself keeps for its next phase or round, never sent.
-        costs: what the channel took of the client, by metric name.
-    """
-
-    client: int
-    payload: Any
-    size: int
-    seconds: float = 0.0
-    state: dict[str, Any] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
 
 
 class ChannelLost(RuntimeError):
@@ -171,6 +151,10 @@ class Session(Protocol):
         """What :meth:`server` returned for this round before the run was cut off, if it was released already."""
         ...
 
+    def begun(self, round: int) -> int | None:
+        """Attempts at a round that were begun, in a process before this one too; ``None``: the channel counts none."""
+        ...
+
     def recover(self, state: ServerState) -> None:
         """Make a new start after :class:`ChannelLost`.
 
@@ -259,6 +243,9 @@ class Plaintext:
     def stored(self, state: ServerState, context: RoundContext) -> None:
         return None
 
+    def begun(self, round: int) -> None:
+        return None
+
     def recover(self, state: ServerState) -> None:
         raise AssertionError("a plaintext channel is never lost")
 
@@ -271,7 +258,7 @@ class Plaintext:
         assert turn is not None
         update = turn.update(received)
         size = update.vector.nbytes + sum(t.nbytes for t in update.extras.values())
-        return Message(client, update, size, state=state)
+        return Message(client, update, size, state=state, received=received.nbytes)
 
     def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
         raise AssertionError("a channel of one phase relays nothing")

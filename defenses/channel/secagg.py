@@ -73,7 +73,7 @@ class SecAgg:
         return Encoding(self.range, self.bits, self.ring, self.rounding)
 
     def check(self, facts: Facts, weighting: str, plan: Plan | None) -> None:
-        expected = round(facts.participation * facts.clients)
+        expected = round(facts.expected)
         field = "federation.participation" if facts.clients > 1 else "federation.clients"
         value = facts.participation if facts.clients > 1 else facts.clients
         require(expected >= 2, field, value, "at least 2 clients a round: a sum of one is its update")
@@ -93,7 +93,7 @@ class SecAgg:
         most = limits(self.encoding, _weights(facts, setup.weighting))
         assert most is not None  # Federation has checked it
         needed = privacy.bind(facts).needed if isinstance(privacy, ClientLevel) else 0
-        expected = round(facts.participation * facts.clients)
+        expected = round(facts.expected)
         return Parameters(
             encoding=self.encoding,
             threshold=self.threshold,

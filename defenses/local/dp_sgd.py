@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from privbench.benchmarks.build import ConfigError, require
+from privbench.benchmarks.federation.randomness import chosen
 from privbench.benchmarks.federation.settings import LocalWork
+from privbench.benchmarks.federation.spans import span
 from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.local.local import Local
 from privbench.defenses.local.per_sample import ENGINES, ClippedSum, Units, choose
@@ -69,7 +71,7 @@ class DPSGD(Local):
     def batches(self, records: int, work: LocalWork, generator: torch.Generator) -> Iterator[Tensor]:
         rate = work.batch(records) / records
         for _ in range(work.local_steps(records)):
-            yield torch.nonzero(torch.rand(records, generator=generator) < rate).squeeze(1)
+            yield torch.nonzero(chosen(records, rate, generator)).squeeze(1)
 
     def visited(self, records: int, work: LocalWork) -> int:
         missed = (1 - work.batch(records) / records) ** work.local_steps(records)
@@ -81,12 +83,14 @@ class DPSGD(Local):
         assert isinstance(plan, RecordPlan)
         gradient = trainer.gradient
         gradient.zero_()
-        for units in parts:
-            trainer.prepared.add(units, plan.clip)
+        with span("per_sample_gradients", client):
+            for units in parts:
+                trainer.prepared.add(units, plan.clip)
         if trainer.drawn is not None:
             # An audit's records: the same clip, before the same noise.
             norm = torch.tensor(trainer.drawn.length * plan.clip)
             trainer.add(trainer.drawn.direction * norm * factors(norm, plan.clip))
         sigma = plan.sigmas[client]
-        noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
-        gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])
+        with span("local_noise", client):
+            noise = gaussian(len(gradient), sigma * plan.clip, plan.noise_source, generator)
+            gradient.add_(noise.to(gradient.device)).div_(plan.facts.batch[client])

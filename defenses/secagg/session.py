@@ -11,9 +11,11 @@ from torch import Tensor
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.view import RoundView, by_adversary
 from privbench.defenses.aggregation import Diverged, Sum
-from privbench.defenses.channel.channel import Message, RoundRefused, Setup, Turn
+from privbench.defenses.channel.channel import RoundRefused, Setup, Turn
+from privbench.defenses.channel.message import Message
 from privbench.defenses.secagg import client as clients
 from privbench.defenses.secagg.parameters import Parameters
 from privbench.defenses.secagg.server import Collection
@@ -46,23 +48,28 @@ class SecAggSession:
     ) -> Message:
         begin = time.perf_counter()
         if phase == "advertise":
-            given, mine = clients.advertise(self._parameters, client, inbox)
+            with span("encryption", client):
+                given, mine = clients.advertise(self._parameters, client, inbox)
             return _message(client, given, 2 * KEY, mine, "sharing", begin)
         mine: clients.Secrets = state["secrets"]
         if phase == "share":
-            sealed, mine = clients.share(self._parameters, client, inbox, mine)
-            return _message(client, sealed, sum(map(len, sealed.values())), mine, "sharing", begin)
+            with span("encryption", client):
+                sealed, mine = clients.share(self._parameters, client, inbox, mine)
+            return _message(client, sealed, sum(map(len, sealed.values())), mine, "sharing", begin, _keys(inbox))
         if phase == "update":
             assert turn is not None
             update = turn.update(received)
             if not all(bool(torch.isfinite(part).all()) for part in (update.vector, *update.extras.values())):
                 raise Diverged(f"a client's update holds NaN or infinity in round {mine.round}")
             begin = time.perf_counter()
-            masked, mine = clients.mask(self._parameters, client, update, inbox, mine)
-            return _message(client, masked, masked.integers.nbytes, mine, "masking", begin)
-        shares = clients.unmask(self._parameters, client, inbox, mine)
+            with span("encryption", client):
+                masked, mine = clients.mask(self._parameters, client, update, inbox, mine)
+            size, came = masked.integers.nbytes, received.nbytes + _shares(inbox)
+            return _message(client, masked, size, mine, "masking", begin, came)
+        with span("encryption", client):
+            shares = clients.unmask(self._parameters, client, inbox, mine)
         # Keys are of one round: with them a client would answer a second time.
-        return _message(client, shares, SHARE * len(shares), None, "sharing", begin)
+        return _message(client, shares, SHARE * len(shares), None, "sharing", begin, _asked(inbox))
 
     def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
         number = state.round + 1
@@ -73,7 +80,8 @@ class SecAggSession:
         came = []
         for message in messages:
             self._count(message)
-            take(message.client, message.payload)
+            with span("encryption"):
+                take(message.client, message.payload)
             came.append(message.client)
         return {"advertise": self._keys, "share": self._shares, "update": self._asked}[phase](came)
 
@@ -85,22 +93,21 @@ class SecAggSession:
     def _keys(self, came: list[int]) -> Mapping[int, Any]:
         opened = self._collection
         opened.enough(len(came), "joined")
-        return {c: self._give(c, opened.joined, 2 * KEY * len(came)) for c in came}
+        return {c: self._give(c, opened.joined, _keys(opened.joined)) for c in came}
 
     def _shares(self, came: list[int]) -> Mapping[int, Any]:
         opened = self._collection
         opened.enough(len(came), "shared keys")
         staying = self._staying(came, self._channel.late_dropout, "late_dropout")
         given = {c: opened.for_client(c) for c in staying}
-        return {c: self._give(c, sealed, sum(map(len, sealed.values()))) for c, sealed in given.items()}
+        return {c: self._give(c, sealed, _shares(sealed)) for c, sealed in given.items()}
 
     def _asked(self, came: list[int]) -> Mapping[int, Any]:
         opened = self._collection
         opened.enough(len(came), "sent an update")
-        # One bit a client that shared keys says who is left.
-        asked, size = opened.unmasking(), (len(opened.shared) + 7) // 8
+        asked = opened.unmasking()
         staying = self._staying(came, self._channel.unmask_dropout, "unmask_dropout")
-        return {c: self._give(c, asked, size) for c in staying}
+        return {c: self._give(c, asked, _asked(asked)) for c in staying}
 
     def _staying(self, came: list[int], dropout: float, purpose: str) -> tuple[int, ...]:
         """Who goes on to the next phase: the simulated drop-outs are drawn here."""
@@ -129,7 +136,8 @@ class SecAggSession:
             self._count(message)
             answers[message.client] = message.payload
         begin = time.perf_counter()
-        found = self._collection.open(answers, self._size)
+        with span("encryption"):
+            found = self._collection.open(answers, self._size)
         self._costs["unmasking_seconds"] = time.perf_counter() - begin
         self._costs["received_bytes"] = sum(self._received.values()) / len(self._received)
         total = Sum(context, found.vector, float(found.weight), found.records, dict(found.extras))
@@ -155,6 +163,9 @@ class SecAggSession:
     def stored(self, state: ServerState, context: RoundContext) -> None:
         return None
 
+    def begun(self, round: int) -> None:
+        return None
+
     def recover(self, state: ServerState) -> None:
         raise RoundRefused("lost: a round of secure aggregation can't be taken up again")
 
@@ -162,6 +173,23 @@ class SecAggSession:
         pass
 
 
-def _message(client: int, payload: Any, size: int, mine: clients.Secrets | None, what: str, begin: float) -> Message:
+def _keys(joined: Mapping[int, Any]) -> int:
+    """Bytes of everybody's public keys."""
+    return 2 * KEY * len(joined)
+
+
+def _shares(sealed: Mapping[int, bytes]) -> int:
+    """Bytes of the shares that were sealed to one client."""
+    return sum(map(len, sealed.values()))
+
+
+def _asked(asked: clients.Unmasking) -> int:
+    """Bytes of who is left: one bit a client that shared keys."""
+    return (len(asked.survivors) + len(asked.dropped) + 7) // 8
+
+
+def _message(
+    client: int, payload: Any, size: int, mine: clients.Secrets | None, what: str, begin: float, received: int = 0
+) -> Message:
     costs = {f"{what}_seconds": time.perf_counter() - begin}
-    return Message(client, payload, size, state={"secrets": mine} if mine else {}, costs=costs)
+    return Message(client, payload, size, state={"secrets": mine} if mine else {}, costs=costs, received=received)

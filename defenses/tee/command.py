@@ -11,7 +11,7 @@ from typing import Any
 
 from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee import certificates as certs
-from privbench.defenses.tee import collect, decision_command, inputs
+from privbench.defenses.tee import collect, decision_command, gpu_command, inputs
 from privbench.defenses.tee import policy as policies
 from privbench.defenses.tee.policy import ALLOW, ANY, Policy
 from privbench.defenses.tee.protocol import command as receipt
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     collect.add(actions)
     receipt.add(actions)
     decision_command.add(actions)
+    gpu_command.add(actions)
     files = "files in any order, or folders"
     check.add_argument("--certs", type=Path, nargs="+", action="extend", required=True, metavar="PATH", help=files)
     check.add_argument("--policy", type=Path, metavar="FILE", help="YAML; options below override its fields")
@@ -175,4 +176,6 @@ ACTIONS = {
     "collect": collect.run,
     "receipt": receipt.run,
     "decision": decision_command.run,
+    "gpu": gpu_command.run_gpu,
+    "bind": gpu_command.run_bind,
 }

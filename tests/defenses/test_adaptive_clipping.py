@@ -28,6 +28,7 @@ class Quiet:
     update_multiplier: float = 0.0
     count_noise: float = 1e-9
     noise_source: str = "seeded"
+    unit: str = "client"
 
 
 def context(plan: Any, round: int = 1, expected: float = 10.0) -> RoundContext:
@@ -71,6 +72,10 @@ def test_an_update_that_is_not_finite_counts_for_nothing():
     rule.combine(updates([0.5, 2.0, math.nan]), one, context(Quiet()))
     rule.combine(updates([0.5, 2.0]), two, context(Quiet()))
     assert one == two
+    none: dict[str, Any] = {}
+    found = rule.combine(updates([math.nan, math.inf]), none, context(Quiet(count_noise=5.0)))
+    assert not found.vector.any()
+    assert none["clip"] != 1.0, "the count's noise is drawn all the same"
 
 
 def test_an_empty_cohort_still_draws_the_counts_noise():

@@ -158,6 +158,16 @@ def test_an_empty_cohort_under_central_noise_is_noised(federate):
     assert float(step.std()) == pytest.approx(1 / 0.15, rel=0.1)
 
 
+def test_a_private_round_without_a_finite_update_is_noised_and_counted(federate):
+    """To stop there would tell that no update was finite, at no cost in epsilon."""
+    level = ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0)
+    private = Defense(aggregation=ClippedMean(), release=CentralGaussian(), privacy=level)
+    done = federate(defense=private, local={"learning_rate": 1e30})
+    assert [e["round"] for e in done.rounds[-1].state.ledger] == [1, 2]
+    moved = (done.model - done.federation.start().model).double()
+    assert float(moved.std()) == pytest.approx(2**0.5 / 6, rel=0.1), "two rounds' noise on a sum over six"
+
+
 def test_drop_outs_are_recorded(federate):
     done = federate(clients=10, dropout=0.5, rounds=4)
     for r in done.rounds:
@@ -184,8 +194,8 @@ def test_attackers_are_the_last_clients_and_a_share_is_a_share(federate, task):
     assert caught.value.field == "poisoning.clients"
     uneven = replace(task, partition=Quantity(sizes=(1, 2)))
     weights = federate(task=uneven, clients=3, participation=0.4, rounds=1).federation.client_side().weights
-    # The expected cohort's weights sum to one over participation.
-    assert sum(weights) == pytest.approx(1 / 0.4)
+    # The expected cohort's weights sum to one over the share that is drawn, one of three.
+    assert sum(weights) == pytest.approx(3)
     assert weights == sorted(weights)
 
 

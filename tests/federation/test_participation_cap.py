@@ -52,7 +52,7 @@ def test_epsilon_counts_the_cap_and_the_statement_is_verified(defense):
     stated = {}
     for cap in (None, 8):
         plan = defense.privacy.bind(facts(cap=cap))
-        ledger = [plan.charge(r, range(3)) for r in range(1, 21)]
+        ledger = [plan.charge(r, [(r + i) % 10 for i in range(3)]) for r in range(1, 21)]
         stated[cap] = next(s for s in plan.statements(ledger) if s["adversary"] == "server_operator")
         written = document(plan, ledger, [3] * 20, Subject("run", {}, "0" * 64))
         assert all(c.fault is None for c in verify(written.statement, written.opening))
@@ -71,10 +71,19 @@ def test_noise_is_calibrated_to_the_cap():
 
 def test_a_budget_lasts_longer_where_nobody_takes_part_in_all():
     level = RecordLevel(delta=1e-4, clip=1.0, noise_multiplier=1.0, budget=5.0)
-    free, capped = (level.bind(facts(cap=cap)).affordable for cap in (None, 6))
+    free, capped = (level.bind(facts(cap=cap)).affordable() for cap in (None, 6))
     assert free is not None
     assert free < 20
-    assert capped == 40, "as many attempts as there may be"
+    assert capped == 20, "all rounds"
+
+
+def test_attempts_that_were_cut_off_count_as_participations():
+    spent = facts(cap=2).spent({0: [1, 1], 1: [1], 2: [2, 3]}, 4)
+    assert spent == {0, 2}
+    assert facts(separation=3).spent({0: [2], 1: [1]}, 4) == {0}, "it was in an attempt two rounds ago"
+    assert facts().spent({0: [4, 4]}, 4) == set(), "without a limit it may be tried again at once"
+    assert facts(cap=8).counted(6, lost=1) == 7
+    assert facts(cap=8).counted(20, lost=5) == 8
 
 
 @pytest.mark.parametrize(

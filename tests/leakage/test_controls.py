@@ -31,9 +31,9 @@ def attacked(tmp_path, monkeypatch):
     """The first case and target of a run, and what its clients share."""
     sides, targets, cases = [], [], []
 
-    def used(side, client, rounds):
+    def used(side, client, rounds, tried):
         sides.append(side)
-        return attacking_used(side, client, rounds)
+        return attacking_used(side, client, rounds, tried)
 
     def batches(several):
         targets.extend(several)

@@ -8,10 +8,13 @@ import torch
 
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import Released, ServerState
+from privbench.benchmarks.federation.usage import RoundUsage
 from privbench.benchmarks.measures.filtering import rows
 
 MODEL = torch.zeros(1)
 TRUE, FALSE = "filter_true_positive_rate", "filter_false_positive_rate"
+
+NOTHING = RoundUsage({}, 0.0, None)
 
 
 def measured(
@@ -19,7 +22,7 @@ def measured(
 ) -> list[dict[str, Any]]:
     """The rows of a round 3 to which clients 0 to 7 were invited."""
     released = Released(MODEL, {name: torch.as_tensor(value) for name, value in extras.items()})
-    finished = Round(3, ServerState(3, MODEL), tuple(range(8)), answered, {}, released, {})
+    finished = Round(3, ServerState(3, MODEL), tuple(range(8)), answered, {}, released, NOTHING)
     found = list(rows(finished, frozenset(attackers)))
     assert all(row["round"] == 3 for row in found)
     return found
@@ -81,5 +84,5 @@ def test_other_extras_pass_through_as_numbers():
 def test_extras_stay_as_they_are():
     extras = {"screened": torch.tensor([1]), "kept": torch.tensor([0])}
     released = Released(MODEL, extras)
-    list(rows(Round(1, ServerState(1, MODEL), (0, 1), (0, 1), {}, released, {}), frozenset()))
+    list(rows(Round(1, ServerState(1, MODEL), (0, 1), (0, 1), {}, released, NOTHING), frozenset()))
     assert set(released.extras) == {"screened", "kept"}

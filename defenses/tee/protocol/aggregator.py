@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.benchmarks.federation.server import Pipeline, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
+from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
 from privbench.defenses.tee.protocol import binding, downlink, outgoing, parts, proof, receipts, resume, sealing, state
@@ -137,12 +139,13 @@ class Aggregator:
         """
         if self.locked or round != self.state.round + 1 or attempt <= self.last_attempt:
             raise Refused("out_of_order", f"round {round} attempt {attempt} after round {self.state.round}")
-        drawn = stream(self.manifest.seed, "cohort", round)
+        drawn = stream(self.manifest.seed, "cohort", round, attempt=redrawn(self.plan, attempt))
         invited = cohort(self.facts.clients, self.facts.participation, self.facts.sampling, drawn)
         if strangers := sorted(set(joins) - set(invited)):
             raise Refused("not_invited", f"clients {strangers} are not of round {round}'s cohort")
         self._enough(len(joins), round)
-        self.attempt, answer = self._opened(round, attempt, joins, invited)
+        with span("attestation"):
+            self.attempt, answer = self._opened(round, attempt, joins, invited)
         self.last_attempt = attempt
         return answer
 
@@ -206,7 +209,8 @@ class Aggregator:
         if self.plan:
             # An attempt before this one may have released what was then lost, and its host may have read it.
             work.ledger += [self.plan.charge(context.round, context.invited) for _ in range(attempt.opening.attempt)]
-        return self._finish(attempt, work, released.extras)
+        with span("receipts"):
+            return self._finish(attempt, work, released.extras)
 
     def _finish(self, attempt: Attempt, work: ServerState, extras: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         started = time.perf_counter()
@@ -240,7 +244,7 @@ class Aggregator:
             seed=self.manifest.seed,
             round=attempt.opening.round,
             invited=attempt.invited,
-            expected=self.facts.participation * self.facts.clients,
+            expected=self.facts.expected,
             weighting=self.manifest.weighting,
             layout=self.layout,
             kind=self.manifest.share,

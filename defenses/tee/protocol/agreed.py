@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from privbench.benchmarks.shares import cohort_size
 from privbench.defenses.tee.protocol import dsse
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused, check_countersignatures
 from privbench.defenses.tee.protocol.receipts import central_noise, parameters
@@ -60,7 +61,7 @@ class Agreed:
         facts = self.manifest.facts
         if facts["sampling"] == "poisson":
             return number <= facts["clients"]
-        return number == max(1, round(facts["participation"] * facts["clients"]))
+        return number == cohort_size(facts["participation"], facts["clients"])
 
     def misstated(self, claimed: Sequence[Mapping[str, Any]], charged: int) -> str | None:
         """Why ``claimed`` isn't what the plan guarantees after ``charged`` attempts, recomputed; None if it is."""

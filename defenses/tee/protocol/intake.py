@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses.tee.protocol import proof, sealing
 from privbench.defenses.tee.protocol.attempt import Attempt, entry
@@ -38,17 +39,20 @@ class Intake:
             commitments: to the records of attested clients, from rounds before, by number.
         """
         since = time.perf_counter()
-        for message in messages:
+        for message in _awaited(messages):
             started = time.perf_counter()
             attempt.waited += started - since
             digest, client = hashlib.sha256(message).digest(), -1
             try:
-                place, sealed, signature = sealing.read(message)
-                digest = hashlib.sha256(sealed).digest()
-                self._authenticate(place, sealed, signature)
+                with span("encryption"):
+                    place, sealed, signature = sealing.read(message)
+                    digest = hashlib.sha256(sealed).digest()
+                    self._authenticate(place, sealed, signature)
                 client = place.client  # until here anybody could have named it
                 self._admit(place, attempt)
-                update = self._update(sealing.open_(sealed, place, attempt.kem_key), attempt, client, commitments)
+                with span("encryption", client):
+                    payload = sealing.open_(sealed, place, attempt.kem_key)
+                update = self._update(payload, attempt, client, commitments)
             except Refused as refusal:
                 attempt.entries.append(entry(client, digest, refusal.name, refusal.reason, len(message)))
                 continue
@@ -80,7 +84,8 @@ class Intake:
         self._sound(update, client)
         if attesting:
             shown, known = proof.read(fields), commitments.get(str(client))
-            attempt.verifier.check(shown, client, attempt.opening, encoded, self.clip, known)
+            with span("attestation", client):
+                attempt.verifier.check(shown, client, attempt.opening, encoded, self.clip, known)
             attempt.commitments[str(client)] = shown.statement.commitment
         return update
 
@@ -115,3 +120,12 @@ class Intake:
         if update.records != enrolled:
             # Weights are made of it: a client can't grow between enrolment and a round.
             raise Refused("inflated_records", f"client {client} claims {update.records} records, enrolled {enrolled}")
+
+
+def _awaited(messages: Iterator[bytes]) -> Iterator[bytes]:
+    while True:
+        with span("waiting"):
+            message = next(messages, None)
+        if message is None:
+            return
+        yield message

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from privbench.benchmarks.federation.server import ServerState
+from privbench.benchmarks.federation.spans import span
 from privbench.defenses.tee.protocol import downlink, receipts, sealing, state
 from privbench.defenses.tee.protocol.attempt import Attempt
 from privbench.defenses.tee.protocol.manifest import Manifest
@@ -36,8 +37,9 @@ def release(
         return downlink.digest(floats, None), {**content, "state": kept}
     started = time.perf_counter()
     key, recipients = downlink.new_key(), [bytes.fromhex(k) for k in manifest.recipients]
-    both = (key, pack(content)), (downlink.new_key(), kept)
-    sealed = downlink.seal(*both, manifest.digest, work.round, recipients, len(manifest.roster))
+    with span("encryption"):
+        both = (key, pack(content)), (downlink.new_key(), kept)
+        sealed = downlink.seal(*both, manifest.digest, work.round, recipients, len(manifest.roster))
     attempt.costs["downlink_seconds"] = time.perf_counter() - started
     out = {name: list(v) if isinstance(v, tuple) else v for name, v in sealed.__dict__.items()}
     return downlink.digest(floats, downlink.salt(key)), out

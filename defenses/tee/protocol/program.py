@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from privbench.benchmarks.federation import spans
+from privbench.benchmarks.federation.spans import span
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.tee.platforms.platform import Platform
 from privbench.defenses.tee.protocol import sealing
@@ -51,6 +53,7 @@ def _answer(
     aggregator: Aggregator | None, platform: Platform, request: dict[str, Any], connection: Connection
 ) -> tuple[Aggregator | None, dict[str, Any]]:
     kind = request.pop("request")
+    spans.switch(bool(request.pop("spans", False)))
     if kind == "configure":
         if aggregator is not None:
             raise Refused("out_of_order", "configured already: one run's manifest for one aggregator")
@@ -70,11 +73,15 @@ def _answer(
         return aggregator, {}
     if kind == "open":
         joins = dict(zip(request["clients"], request["nonces"], strict=True))
-        return aggregator, aggregator.open(request["round"], request["attempt"], joins)
+        with span("aggregator"):
+            answer = aggregator.open(request["round"], request["attempt"], joins)
+        return aggregator, {**answer, "spans": spans.plain(spans.take())}
     if kind == "close":
         messages = _messages(connection)
         try:
-            return aggregator, aggregator.close(messages)
+            with span("aggregator"):
+                answer = aggregator.close(messages)
+            return aggregator, {**answer, "spans": spans.plain(spans.take())}
         finally:
             for _ in messages:  # what is left after a failure would be taken for the next request
                 pass

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from privbench.benchmarks.shares import cohort_size
 from privbench.defenses.tee.protocol import dsse, statement
 from privbench.defenses.tee.protocol.binding import transcript
 from privbench.defenses.tee.protocol.manifest import Manifest, Refused
@@ -157,9 +158,15 @@ def parameters(manifest: Manifest, plan: _Plan | None) -> dict[str, Any]:
         "clip": plan.clip if plan else manifest.aggregation.get("clip"),
         "noise_multiplier": plan.noise_multiplier if plan else None,
         "sampling": manifest.facts["sampling"],
-        "sampling_rate": manifest.facts["participation"],
+        "sampling_rate": _rate(manifest.facts),
         "delta": manifest.privacy["delta"] if manifest.privacy else None,
     }
+
+
+def _rate(facts: Mapping[str, Any]) -> float:
+    """As :attr:`Facts.rate <privbench.defenses.accounting.guarantee.Facts.rate>`, without its imports."""
+    share, clients = facts["participation"], facts["clients"]
+    return share if facts["sampling"] == "poisson" else cohort_size(share, clients) / clients
 
 
 def central_noise(manifest: Manifest) -> bool:

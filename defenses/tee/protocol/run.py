@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from privbench.benchmarks.federation import spans
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel.channel import ChannelLost, RoundRefused, Setup
 from privbench.defenses.tee.platforms import Unavailable
@@ -147,6 +148,7 @@ class Run:
         # First of all the number is spent: whatever happens from here on may release.
         self.folder.attempt(round, attempt)
         request = {"request": "open", "round": round, "attempt": attempt, "clients": clients}
+        request["spans"] = spans.recording()
         answer = self._certified(self._ask({**request, "nonces": [joins[c] for c in clients]}))
         self._report = answer["opening"]["report"]
         self._evidence_bytes = len(self._report) + sum(map(len, answer["certificates"]))
@@ -171,7 +173,7 @@ class Run:
             RoundRefused: it refuses to release.
             Diverged: the model left the finite numbers.
         """
-        self._send(pack({"request": "close"}))
+        self._send(pack({"request": "close", "spans": spans.recording()}))
         for message in sealed:
             # An empty one would end the stream, and silence everybody after it.
             self._send(message or b"\0")
@@ -240,6 +242,7 @@ class Run:
             raise self._stuck() from None
         except (EOFError, OSError):
             raise self._lost() from None
+        spans.adopt(spans.read(answer.pop("spans", ())))
         for client, name, reason in answer.get("verdicts", ()):
             if name != "accepted":
                 self.refusals.add(round, client, Refused(name, reason), "aggregator")

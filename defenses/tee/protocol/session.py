@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from privbench.benchmarks.build import describe
+from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.server import Pipeline, Released, RoundContext, ServerState
+from privbench.benchmarks.federation.spans import span
+from privbench.benchmarks.federation.usage import Usage
 from privbench.benchmarks.federation.view import RoundView, by_adversary
-from privbench.defenses.channel.channel import Message, RoundRefused, Setup, Turn
+from privbench.defenses.channel.channel import RoundRefused, Setup, Turn
+from privbench.defenses.channel.message import Message
 from privbench.defenses.tee.protocol import binding, downlink, guests, proof, sealing, unlocking
 from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.folder import model_key
 from privbench.defenses.tee.protocol.manifest import Refused
 from privbench.defenses.tee.protocol.opening import FIRST, Head, Opening, opened
 from privbench.defenses.tee.protocol.run import Run
-from privbench.defenses.tee.wire import unpack
+from privbench.defenses.tee.wire import pack, unpack
 
 if TYPE_CHECKING:
     from privbench.defenses.channel.attested import Attested
@@ -56,6 +60,28 @@ class _Given:
         return sealing.enclose(payload, sealing.place(self.opening, self.client), self.opening.kem_key)
 
 
+@dataclass(frozen=True)
+class _Made:
+    """What one client made.
+
+    Args:
+        sealed: its update.
+        costs: seconds by what they were spent on.
+        guest: what its guest took, where it has one.
+    """
+
+    sealed: bytes
+    costs: dict[str, float]
+    guest: Usage = field(default_factory=Usage)
+
+
+def _size(received: Tensor, inbox: Any) -> int:
+    """Bytes that a client gets before it trains: evidence, its path to the root of the nonces, and the model."""
+    told = len(pack({name: inbox[name] for name in ("opening", "certificates", "path")}))
+    sealed = inbox.get("key")
+    return told + (received.nbytes if sealed is None else len(sealed) + Path(inbox["model"]).stat().st_size)
+
+
 class AttestedSession:
     """The attested channel at work. What a client does here uses nothing that only the coordinator has."""
 
@@ -85,36 +111,46 @@ class AttestedSession:
                 raise Refused("reopened", f"round {opening.round} attempt {opening.attempt} was answered already")
             made = self._in_guest if self._run.manifest.training else self._here
             model, salt = self._received(opening, client, received, inbox)
-            sealed, costs = made(_Given(opening, turn, client, model, salt, inbox, state))
+            done = made(_Given(opening, turn, client, model, salt, inbox, state))
         except Refused as refusal:
-            return Message(client, refusal, 0, state=state)
-        message = sealing.sign(sealed, sealing.place(opening, client), self._run.client_keys[client])
+            return Message(client, refusal, 0, state=state, received=_size(received, inbox))
+        sealed, place = done.sealed, sealing.place(opening, client)
+        with span("encryption", client):
+            message = sealing.sign(sealed, place, self._run.client_keys[client])
         kept = {"head": (opening.round - 1, opening.previous), "answered": (opening.round, opening.attempt)}
-        return Message(client, message, len(message), state=kept, costs=costs)
+        size = _size(received, inbox)
+        return Message(client, message, len(message), state=kept, costs=done.costs, received=size, usage=done.guest)
 
     def _received(self, opening: Opening, client: int, received: Tensor, inbox: Any) -> tuple[Tensor, bytes | None]:
         """The model that this client starts from, and the salt of its digest where it came sealed."""
         if inbox.get("key") is None:
             return received, None
+        with span("encryption", client):
+            return self._unsealed(opening, client, inbox)
+
+    def _unsealed(self, opening: Opening, client: int, inbox: Any) -> tuple[Tensor, bytes | None]:
         private, digest, last = model_key(self._run.client_keys[client]), self._run.manifest.digest, opening.round - 1
         key = downlink.open_key(inbox["key"], private, digest, last)
         model = downlink.open_model(Path(inbox["model"]).read_bytes(), key, digest, last)
         return sealing.vector(unpack(model)["model"]), downlink.salt(key)
 
-    def _here(self, given: _Given) -> tuple[bytes, dict[str, float]]:
+    def _here(self, given: _Given) -> _Made:
         """Check the opening, train, and seal: nothing is trained for an aggregator that is refused."""
         started = time.perf_counter()
         relying = self._run.relying(tuple(given.inbox["certificates"]))
         head, age = Head(*given.state.get("head", (0, FIRST))), given.inbox["delivered"] - given.state["time"]
-        digest = downlink.digest(sealing.floats(given.model), given.salt)
-        relying.check(given.opening, given.client, given.state["nonce"], given.inbox["path"], digest, head, age)
+        with span("attestation", given.client):
+            digest = downlink.digest(sealing.floats(given.model), given.salt)
+            relying.check(given.opening, given.client, given.state["nonce"], given.inbox["path"], digest, head, age)
         checked = time.perf_counter()
         update = given.turn.update(given.model)
         trained = time.perf_counter()
-        sealed = given.enclose(sealing.encode(update))
-        return sealed, {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
+        with span("encryption", given.client):
+            sealed = given.enclose(sealing.encode(update))
+        costs = {"checking_seconds": checked - started, "sealing_seconds": time.perf_counter() - trained}
+        return _Made(sealed, costs)
 
-    def _in_guest(self, given: _Given) -> tuple[bytes, dict[str, float]]:
+    def _in_guest(self, given: _Given) -> _Made:
         """Have the client's guest check, train, prove and seal; its host hands over records and settings."""
         records = given.turn.records()
         agreed = self._run.manifest.training or {}
@@ -134,14 +170,17 @@ class AttestedSession:
             "training": proof.settings_bytes(used),
             "records": states.encode({"x": records.x, "y": records.y}),
             "salt": self._run.salt(given.client),
+            "spans": spans.recording(),
         }
         kind = "tampered" if given.turn.tampers == "code" else "agreed"
         answer = guests.ask(given.inbox["guests"][kind], request, self._run.channel.patience)
+        spans.adopt(spans.read(answer["spans"]))
+        made = _Made(answer["sealed"], answer["costs"], Usage(**answer["usage"]))
         if given.turn.tampers != "message":
-            return answer["sealed"], answer["costs"]
+            return made
         # A poisoner's host sends an update of its own with its guest's evidence.
         payload = sealing.attested(sealing.encode(given.turn.update(given.model)), answer["proof"])
-        return given.enclose(payload), answer["costs"]
+        return replace(made, sealed=given.enclose(payload))
 
     def relay(self, phase: str, messages: Iterable[Message], state: ServerState) -> Mapping[int, Any]:
         came = list(messages)
@@ -191,6 +230,10 @@ class AttestedSession:
         answer = self._run.folder.stored
         return self._outcome(answer, state, context) if answer and answer["round"] == context.round else None
 
+    def begun(self, round: int) -> int:
+        number, last = self._run.folder.attempted()
+        return last if number == round else 0
+
     def recover(self, state: ServerState) -> None:
         self._run.restart()
         unlocking.unlock(self._run, state)
@@ -217,5 +260,5 @@ class AttestedSession:
         full = RoundView(context.round, sent, model, took_part, {}, None, context.crafted, sizes, seconds)
         costs = {f"channel_{name}": value for name, value in answer["costs"].items()}
         refused = Counter(name for _, name, _ in answer["verdicts"] if name != "accepted")
-        released = Released(model, extras, costs=costs, refused=refused, attempts=answer["attempt"])
+        released = Released(model, extras, costs=costs, refused=refused)
         return released, by_adversary(full, models=not sealed)

@@ -15,12 +15,16 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
+from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.trainer import Trainer
 from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.usage import Stopwatch
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Spec, Split
+from privbench.defenses.accounting.guarantee import redrawn
 from privbench.defenses.local import Local
 from privbench.defenses.tee.platforms.platform import Platform, Unavailable
 from privbench.defenses.tee.protocol import downlink, parts, proof, sealing, state
@@ -61,11 +65,13 @@ class Training:
         self.clip = parts.clip(manifest, self.local)
         self.trainer = Trainer(model, self.layout, loss, self.local, torch.device("cpu"))
 
-    def update(self, received: Tensor, records: Split, client: int, round: int) -> Update:
+    def update(self, received: Tensor, records: Split, client: int, round: int, attempt: int) -> Update:
         """One client's update after its local mechanism, from the same streams as a client without attestation."""
-        seed = self.manifest.seed
-        made = self.trainer.train(received, records, self.work, client, self.plan, seed, round)
-        return self.local.send(made, client, self.plan, stream(seed, "send", round, client))
+        seed, drawn = self.manifest.seed, redrawn(self.plan, attempt)
+        with span("local_training", client):
+            made = self.trainer.train(received, records, self.work, client, self.plan, seed, round, attempt=drawn)
+        with span("local_mechanism", client):
+            return self.local.send(made, client, self.plan, stream(seed, "send", round, client))
 
 
 class ClientGuest:
@@ -83,25 +89,33 @@ class ClientGuest:
         found = proof.own_root(self._platform.evidence(bytes(64))) if self._platform.name == "software" else None
         return found.der if found else None
 
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What :meth:`train` returns, with what its parts took, if the host asks for ``spans``."""
+        spans.switch(bool(request.get("spans")))
+        with span("guest", request["client"]):
+            done = self.train(request)
+        return {**done, "spans": spans.plain(spans.take())}
+
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Check the opening, train, and seal the update together with its proof.
 
         Returns:
-            ``sealed`` for the aggregator alone, the ``proof`` (which holds digests) for the client's own record, and
-            seconds by what they were spent on.
+            ``sealed`` for the aggregator alone, the ``proof`` (which holds digests) for the client's own record,
+            seconds by what they were spent on, and the guest's own ``usage``.
 
         Raises:
             Refused: as :meth:`Relying.check`; nothing is trained then.
         """
-        started = time.perf_counter()
+        watch, started = Stopwatch(), time.perf_counter()
         manifest, client = self._manifest(request["manifest"]), request["client"]
         opening = opened(request["opening"])
-        self._check(opening, request)
+        with span("attestation", client):
+            self._check(opening, request)
         checked = time.perf_counter()
         training: Training = self._training(request["manifest"], request["training"])
         data = state.decode(request["records"])
         records = Split(data["x"], data["y"])
-        update = training.update(sealing.vector(request["model"]), records, client, opening.round)
+        update = training.update(sealing.vector(request["model"]), records, client, opening.round, opening.attempt)
         trained = time.perf_counter()
         encoded = sealing.encode(update)
         statement = Statement(
@@ -116,12 +130,14 @@ class ClientGuest:
             update=hashlib.sha256(encoded).digest(),
             clip=training.clip,
         )
-        evidence = self._platform.evidence(statement.report_data())
-        fields = Proof(statement, evidence.report, evidence.certificates).fields()
-        payload = sealing.attested(encoded, fields)
-        sealed = sealing.enclose(payload, sealing.place(opening, client), opening.kem_key)
+        with span("attestation", client):
+            evidence = self._platform.evidence(statement.report_data())
+            fields = Proof(statement, evidence.report, evidence.certificates).fields()
+        with span("encryption", client):
+            payload = sealing.attested(encoded, fields)
+            sealed = sealing.enclose(payload, sealing.place(opening, client), opening.kem_key)
         seconds = {"checking_seconds": checked - started, "proving_seconds": time.perf_counter() - trained}
-        return {"sealed": sealed, "proof": fields, "costs": seconds}
+        return {"sealed": sealed, "proof": fields, "costs": seconds, "usage": watch.read().__dict__}
 
     def _parsed(self, raw: bytes, chain: tuple[bytes, ...], tcb_floor: str) -> Relying:
         software = self._manifest(raw).platform == "software"
@@ -151,7 +167,7 @@ def _answer(guest: ClientGuest, connection: Connection) -> None:
     except (EOFError, OSError, Malformed):
         return  # a host that hung up
     try:
-        answer = guest.train(request)
+        answer = guest.answer(request)
     except Refused as refusal:
         answer = {"refused": refusal.name, "reason": refusal.reason}
     except _EXPECTED as error:

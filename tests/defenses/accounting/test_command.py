@@ -48,6 +48,30 @@ def test_a_history_of_steps_that_differ(tmp_path, capsys):
         assert f"history = {file}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("steps", ["1e400", "-1e400", "NaN", str(10**400), "0.5"])
+def test_a_history_with_numbers_out_of_range(steps, tmp_path, capsys):
+    file = tmp_path / "history.json"
+    file.write_text(f"[[0.01, 4, {steps}]]")
+    assert epsilon(f"--history {file} --delta 1e-5".split()) == 2
+    assert "steps = " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["--noise-multiplier 1e-6", "--noise-multiplier 1e9", "--accountant rdp"])
+def test_the_ends_of_the_range_have_a_value(line, capsys):
+    given = line if "multiplier" in line else f"{line} --noise-multiplier 1e9"
+    for rate in (1, 1e-2, 1e-12):
+        for steps in (1, 10**9):
+            found = told(capsys, epsilon, f"{given} --sampling-rate {rate} --steps {steps} --delta 1e-5")
+            assert found["epsilon"] >= 0
+
+
+def test_millions_of_steps_are_composed(capsys):
+    """Not as a power of the grid's number of points; sigma keeps their sum's noise as it is with fewer."""
+    many = told(capsys, epsilon, "--sampling-rate 0.01 --noise-multiplier 40 --steps 1000000 --delta 1e-5")
+    few = told(capsys, epsilon, "--sampling-rate 0.01 --noise-multiplier 4 --steps 10000 --delta 1e-5")
+    assert many["epsilon"] == pytest.approx(few["epsilon"], rel=0.02)
+
+
 def test_noise(capsys):
     found = told(capsys, noise, "--epsilon 3 --sampling-rate 0.01 --steps 10000 --delta 1e-5")
     assert 2.99 <= found["epsilon"] <= 3
@@ -69,6 +93,15 @@ BAD = [
     (epsilon, f"{ROW} --history none.json", "sampling_rate = 0.01: leave it out"),
     (noise, "--epsilon 0 --sampling-rate 0.1 --steps 1 --delta 1e-5", "epsilon = 0.0: positive"),
     (noise, "--epsilon 1 --sampling-rate 0.1 --steps 0 --delta 1e-5", "steps = 0"),
+    (epsilon, "--sampling-rate 0.1 --noise-multiplier 1e400 --steps 10 --delta 1e-5", "noise_multiplier = inf: 0, or"),
+    (epsilon, "--sampling-rate 1 --noise-multiplier 1e300 --steps 10 --delta 1e-5", "noise_multiplier = 1e+300: 0, or"),
+    (epsilon, "--sampling-rate 0.1 --noise-multiplier 1e-300 --steps 10 --delta 1e-5", "noise_multiplier = 1e-300"),
+    (epsilon, f"--sampling-rate 0.1 --noise-multiplier 1 --steps {10**400} --delta 1e-5", "whole number from 0 to"),
+    (epsilon, f"--sampling-rate 1 --noise-multiplier 1 --steps {10**12} --delta 1e-5", "steps = 1000000000000"),
+    (noise, f"--epsilon 1 --sampling-rate 0.01 --steps {10**12} --delta 1e-5", "steps = 1000000000000"),
+    (noise, f"--epsilon 1 --sampling-rate 1 --steps {10**400} --delta 1e-5", "whole number from 0 to"),
+    (noise, "--epsilon 1e300 --sampling-rate 1 --steps 10 --delta 1e-5", "epsilon = 1e+300: positive, and at most"),
+    (noise, "--epsilon 1e-300 --sampling-rate 1 --steps 10 --delta 1e-5", "no noise multiplier reaches"),
     (noise, "--epsilon 1 --sampling-rate 0.1 --steps 10 --delta 1e-17", "no noise multiplier reaches"),
 ]
 

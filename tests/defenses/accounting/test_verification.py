@@ -75,7 +75,7 @@ LIES = {
     "fewer rounds": (lambda s: s["claims"][0]["history"][0].__setitem__(2, 1), "model_recipient: history"),
     "more noise": (lambda s: s["claims"][0]["history"][0].__setitem__(1, 9.0), "model_recipient: history"),
     "a lower rate": (lambda s: s["claims"][0]["history"][0].__setitem__(0, 0.01), "model_recipient: history"),
-    "another clip": (claim("clip", 0.1), "model_recipient: mechanism"),
+    "another clip": (claim("clip", 0.1), "model_recipient: clip"),
     "seeded noise passed off as real": (claim("simulated", False), "model_recipient: simulated"),
     "a round left out of the ledger": (lambda s: s["ledger"]["entries"][0].update(first=2), "ledger"),
     "a charge left out of the ledger": (lambda s: s["ledger"].update(charges=4), "ledger"),
@@ -93,6 +93,38 @@ def test_what_is_changed_does_not_hold(lie):
     statement = copy.deepcopy(made("attested").statement)
     change(statement)
     assert check in faults(statement)
+
+
+NUMBERS: list[tuple[Any, ...]] = [
+    ("claims", 0, "history", 0, 0),
+    ("claims", 0, "history", 0, 1),
+    ("claims", 0, "history", 0, 2),
+    ("claims", 0, "epsilon"),
+    ("claims", 0, "delta"),
+    ("claims", 0, "clip"),
+    ("claims", 0, "rounds"),
+    ("mechanism", "normaliser"),
+    ("sampling", "population"),
+    ("sampling", "most_participations"),
+    ("ledger", "charges"),
+    ("ledger", "entries", 0, "last"),
+    ("ledger", "entries", 0, "charge", "noise_multiplier"),
+]
+
+
+@pytest.mark.parametrize("at", NUMBERS, ids=lambda at: "/".join(map(str, at)))
+def test_numbers_out_of_range_are_faults_and_no_crash(at, tmp_path, capsys):
+    file = tmp_path / "statement.json"
+    for value in ("1e400", "-1e400", "1e300", "1e-300", "5e-324", "-1", str(10**400), str(10**12)):
+        statement = copy.deepcopy(made("attested").statement)
+        inside: Any = statement
+        for key in at[:-1]:
+            inside = inside[key]
+        inside[at[-1]] = "here"
+        file.write_text(json.dumps(statement).replace('"here"', value))
+        larger = at[-1] == "epsilon" and value == str(10**12)
+        assert dp(["verify", str(file)]) == 1 or larger, f"{value} is no number of this run"
+        capsys.readouterr()
 
 
 def test_an_opening_is_of_its_statement_alone():

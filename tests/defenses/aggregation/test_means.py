@@ -30,6 +30,7 @@ class Plan:
     """As much of a privacy plan as a rule looks at."""
 
     clip: float
+    unit: str = "client"
 
 
 def round_of(size: int, plan: Any = None, expected: float = 1.0, weighting: str = "equal") -> RoundContext:
@@ -114,6 +115,9 @@ def test_not_finite(bad):
     private = combine(ClippedMean(), matrix, plan=Plan(10.0), expected=4.0)
     assert private.vector.tolist() == pytest.approx([1.0, 1.5])
     assert private.extras == {}, "who was clipped or dropped is not for free"
+    none = combine(ClippedMean(), [[bad, 0.0], [bad, bad]], plan=Plan(10.0), expected=4.0)
+    assert none.vector.tolist() == [0.0, 0.0]
+    assert none.extras == {}, "that there was nothing to sum isn't either"
 
 
 @pytest.mark.parametrize("rule", [Mean(), CoordinateMedian(), ClippedMean(1.0)], ids=["mean", "median", "clipped"])

@@ -169,7 +169,7 @@ def test_attackers_are_told_nothing_wrong_of_a_client_that_draws_patients(visits
     side = made.client_side()
     # One step draws 2 of 20 patients: which 6 of the 60 records isn't public, and no draw of records says it.
     assert made.public.visited(60) == 60
-    assert torch.equal(_used(side, 0, [1]), side.shares[0])
+    assert torch.equal(_used(side, 0, [1], {}), side.shares[0])
     with pytest.raises(ConfigError, match="members are single records"):
         Membership().check(made)
 
