@@ -101,12 +101,10 @@ def do(results: Path, *overrides: str) -> Outcome:
 
 
 def lines(results: Path) -> dict[str, list[str]]:
-    """Each run's metrics, but for times."""
-    found = results.glob("runs/*/metrics.jsonl")
-    return {
-        p.parent.name: [m for m in p.read_text().splitlines() if "_seconds" not in m and "memory_bytes" not in m]
-        for p in found
-    }
+    """Each run's metrics that must not depend on the machine."""
+    apart, found = ("_seconds", "memory_bytes"), results.glob("runs/*/metrics.jsonl")
+    rows = {p.parent.name: p.read_text().splitlines() for p in found}
+    return {name: [m for m in kept if not json.loads(m)["metric"].endswith(apart)] for name, kept in rows.items()}
 
 
 def manifest(results: Path) -> dict[str, Any]:

@@ -126,7 +126,8 @@ class Ranks:
         origin: what the others make their contexts of.
 
     Raises:
-        RankFailed: if one of them can't, or makes another one.
+        ClientFailed: if one of them can't.
+        RankDiffers: if it makes another one.
     """
 
     def __init__(self, context: Any, group: Group, chunk: int, origin: Origin):
@@ -135,10 +136,14 @@ class Ranks:
 
         self._context, self._group, self._chunk, self._turn, self._open = context, group, chunk, 0, True
         group.post(Begin(origin))
-        for _ in group.others:
+        waiting = set(group.others)
+        while waiting:
             found = group.take()
             assert found is not None
-            self._compare(*found, origin)
+            rank, answer = found
+            if isinstance(answer, Began):  # else it is of a run before, which ended in the middle of a map
+                self._compare(rank, answer, origin)
+                waiting.remove(rank)
 
     def _compare(self, rank: int, began: Began, origin: Origin) -> None:
         name = self._group.names[rank]

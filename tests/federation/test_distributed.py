@@ -179,6 +179,17 @@ def test_an_abandoned_map_leaves_nothing_to_the_next(ranks):
     assert ranks(use) == [10 + i * i for i in range(9)]
 
 
+def test_a_run_that_ends_in_a_map_leaves_nothing_to_the_next_run(ranks):
+    def use(engine, group):
+        for _ in range(3):
+            next(engine.map(where, range(50)))
+            engine.close()
+            engine = Ranks(engine._context, group, 1, Origin({"first": 0, "signal": 0}, None, {"run": "same"}))
+        return list(engine.map(square, range(9)))
+
+    assert ranks(use) == [10 + i * i for i in range(9)]
+
+
 def test_large_items_and_answers_travel_in_pieces(ranks, monkeypatch):
     monkeypatch.setattr("privbench.benchmarks.federation.link.PIECE", 100_000)
 
