@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from privbench.benchmarks import cli, sweep
+from privbench.benchmarks import cli, index
 from privbench.benchmarks.results.load import load
 from privbench.benchmarks.sweep import compose, plan
 
@@ -40,7 +40,7 @@ def test_repeats_of_a_sweep_run_in_turns_and_are_reported_once(
 ):
     folder = tmp_path / "results"
     reports: list[str] = []
-    monkeypatch.setattr(sweep, "refresh", lambda path: reports.append(path.name))
+    monkeypatch.setattr(index, "refresh", lambda path: reports.append(path.name))
     swept = ["repeat=0,1", "defense=none,median", f"results_dir={folder}", "name=again", "federation.workers=1"]
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", "-m", *SMALL, *swept])
