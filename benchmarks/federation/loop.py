@@ -76,10 +76,6 @@ class Loop:
     def rounds(self, state: ServerState) -> Iterator[Round]:
         """As :meth:`Federation.run <privbench.benchmarks.federation.federation.Federation.run>`."""
         self._check_history(state)
-        lost = len(self._begun(state.round + 1))
-        if self._last(state, lost) <= state.round < self._last(state):
-            why = f"attempts at round {state.round + 1} that were cut off took what was left of the privacy budget"
-            raise BudgetSpent(f"{why}; rerun=all starts anew")
         while state.round < self._last(state):
             yield self._round(state)
 
@@ -122,6 +118,9 @@ class Loop:
             tried = self._begun(state.round + 1)
             context, here = self._context(state, tried[:-1])
         outcome = channel.stored(state, context) if tried else None
+        if outcome is None and self._last(state, len(tried)) <= state.round:
+            why = f"attempts at round {context.round} that were cut off took what was left of the privacy budget"
+            raise BudgetSpent(f"{why}; rerun=all starts anew")
         for attempt in range(ATTEMPTS) if outcome is None else ():
             if tried:
                 context, here = self._context(state, tried)

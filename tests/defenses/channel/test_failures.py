@@ -242,6 +242,29 @@ def test_a_release_that_was_stored_is_published_not_made_again(federation: Calla
     assert rounds[0].views["network"].rounds[-1].participants == (0, 1, 2, 3)
 
 
+def test_a_stored_release_is_published_although_the_budget_allows_no_other_attempt(
+    federation: Callable[..., Federation], tmp_path: Path
+):
+    """It is counted once, as it would have been without the interruption; another attempt would be refused."""
+    noisy = ClientLevel(delta=1e-3, clip=0.3, epsilon=8.0, budget=8.0, noise_source="system")
+    made = federation(Defense(channel=Attested(), privacy=noisy, **CENTRAL))
+    assert made.plan is not None
+    assert (made.plan.affordable(), made.plan.affordable(lost=1)) == (2, 1)
+    session = made.session(made.start(), "a run", tmp_path)
+    first = finish(made, session, made.start())
+    session.close()
+    state = made.start()
+    state.round, state.model = 1, first[0].released.model
+    state.ledger = first[0].state.ledger[:1]
+    again = made.session(state, "a run", tmp_path)
+    try:
+        (last,) = finish(made, again, state)
+    finally:
+        again.close()
+    assert torch.equal(last.released.model, first[1].released.model)
+    assert (last.last, len(last.state.ledger)) == (True, 2)
+
+
 def test_a_state_that_no_receipt_names_is_not_taken_up(attested: Any, federation: Callable[..., Federation]):
     made, session, folder = attested
     state = finish(made, session, made.start())[-1].state
