@@ -179,6 +179,18 @@ def test_without_its_checkpoint_a_run_whose_noise_was_fresh_states_nothing(tmp_p
     assert do(tmp_path, *fresh, "rerun=all")[0].status == "complete"
 
 
+def test_without_its_attempts_a_run_whose_noise_was_fresh_states_nothing(tmp_path):
+    """Whether the round after the checkpoint was begun is known from them alone."""
+    fresh = [*CASES["dp_central"], "defense.privacy.noise_source=system"]
+    killed(tmp_path, *fresh, at=3, before_checkpoint=True)
+    (path,) = (tmp_path / "runs").iterdir()
+    (path / "attempts.json").unlink()
+    outcome, _ = do(tmp_path, *fresh)
+    assert outcome.status == "failed"
+    assert "doesn't hold the attempts at round 2 or 3: no epsilon can be stated" in (outcome.note or "")
+    assert manifest(path)["privacy"] is None
+
+
 def test_killed_twice_and_in_the_first_round(tmp_path):
     case = CASES["dp_central"]
     _, path = do(tmp_path / "a", *case)

@@ -35,9 +35,13 @@ class Attempts:
         """Whom each attempt at ``round`` has invited, the first one first.
 
         Raises:
-            HistoryMissing: if a later round has begun than follows from the caller's own state.
+            HistoryMissing: if a later round has begun than follows from the caller's own state, or the last one that is
+                known of is too old: each is kept before it begins.
         """
         last, invited = self._begun
+        if self.path is not None and last < round - 1:
+            why = f"{self.path} doesn't hold the attempts at round {round - 1} or {round}: no epsilon can be stated"
+            raise HistoryMissing(f"{why}; rerun=all starts anew")
         if last > round:
             why = f"round {last} had begun, and the checkpoint ends at round {round - 1}: no epsilon can be stated"
             raise HistoryMissing(f"{why}; rerun=all starts anew")

@@ -10,7 +10,16 @@ from typing import Any, get_args
 
 from privbench.defenses.accounting.accountant import Answer, Terms, answer, round_up
 from privbench.defenses.accounting.calibration import noise_multiplier
-from privbench.defenses.accounting.history import LARGEST_EPSILON, Adjacency, History, Name, Sampling, check, sampled
+from privbench.defenses.accounting.history import (
+    LARGEST_EPSILON,
+    Adjacency,
+    History,
+    Name,
+    Sampling,
+    check,
+    noiseless,
+    sampled,
+)
 
 BAD_INPUT = 2
 _LIBRARIES = {"dp-accounting": "dp-accounting", "Opacus": "opacus", "analytic": "scipy"}
@@ -145,7 +154,9 @@ def _print(found: Answer, as_json: bool, **more: float) -> None:
             "assumptions": assumptions,
         }
         if math.isinf(found.epsilon):
-            row["reason"] = "a step without noise: epsilon is infinite"
+            bare = "a step without noise: epsilon is infinite"
+            over = f"{terms.accountant} answers infinity where its numbers overflow: use another accountant"
+            row["reason"] = bare if noiseless(found.history) else over
         print(json.dumps(row, indent=2))
         return
     for name, value in more.items():

@@ -139,8 +139,7 @@ class Aggregator:
         """
         if self.locked or round != self.state.round + 1 or attempt <= self.last_attempt:
             raise Refused("out_of_order", f"round {round} attempt {attempt} after round {self.state.round}")
-        drawn = stream(self.manifest.seed, "cohort", round, attempt=redrawn(self.plan, attempt))
-        invited = cohort(self.facts.clients, self.facts.participation, self.facts.sampling, drawn)
+        invited = self._drawn(round, attempt)
         if strangers := sorted(set(joins) - set(invited)):
             raise Refused("not_invited", f"clients {strangers} are not of round {round}'s cohort")
         self._enough(len(joins), round)
@@ -208,7 +207,8 @@ class Aggregator:
             work.channel["commitments"] = {**work.channel.get("commitments", {}), **attempt.commitments}
         if self.plan:
             # An attempt before this one may have released what was then lost, and its host may have read it.
-            work.ledger += [self.plan.charge(context.round, context.invited) for _ in range(attempt.opening.attempt)]
+            tried = (self._drawn(context.round, n) for n in range(1, attempt.opening.attempt + 1))
+            work.ledger += [self.plan.charge(context.round, invited) for invited in tried]
         with span("receipts"):
             return self._finish(attempt, work, released.extras)
 
@@ -233,6 +233,11 @@ class Aggregator:
             "attempt": attempt.opening.attempt,
             "costs": dict(attempt.costs),
         }
+
+    def _drawn(self, round: int, attempt: int) -> tuple[int, ...]:
+        """The cohort of an attempt at a round."""
+        generator = stream(self.manifest.seed, "cohort", round, attempt=redrawn(self.plan, attempt))
+        return cohort(self.facts.clients, self.facts.participation, self.facts.sampling, generator)
 
     def _enough(self, clients: int, round: int) -> None:
         least = self.manifest.least_cohort

@@ -4,13 +4,16 @@ import math
 import tracemalloc
 from functools import partial
 
+import numpy as np
 import pytest
 from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as losses
+from opacus.accountants.analysis.rdp import compute_rdp
 
 from privbench.defenses.accounting.accountant import ACCOUNTANTS, Terms, accountant_name, epsilon
 from privbench.defenses.accounting.history import Uncovered, summed
 from privbench.defenses.accounting.pld import PLD
+from privbench.defenses.accounting.rdp import _gaussian
 
 ROWS = [
     (0.01, 4, 10000, 0.947, 1.035),
@@ -42,6 +45,20 @@ def test_epsilon_is_tight(rate, sigma, steps, tight, renyi):
     assert tight - 0.001 <= Terms("prv").epsilon(history, 1e-5) <= tight + 0.02
     assert Terms("rdp").epsilon(history, 1e-5) == pytest.approx(renyi, rel=5e-3)
     assert Terms().renyi(history, 1e-5) == Terms("rdp").epsilon(history, 1e-5)
+
+
+@pytest.mark.parametrize(("rate", "sigma", "steps"), [(0.5, 0.3, 500), (0.2, 0.6, 100), (0.6, 0.6, 100)])
+def test_renyi_has_the_orders_whose_series_dp_accounting_gives_up(rate, sigma, steps):
+    """Opacus' series goes on for longer. It is slow, so there are few orders; the first row is the reference's 1568."""
+    orders = [1.1, 1.3, 1.6]
+    moments = np.atleast_1d(compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=orders))
+    assert [steps * _gaussian(rate, sigma, order) for order in orders] == pytest.approx(moments, rel=1e-6)
+    found = Terms("rdp").epsilon([((rate, sigma), steps)], 1e-5)
+    bounds = [m + math.log1p(-1 / a) - math.log(1e-5 * a) / (a - 1) for m, a in zip(moments, orders, strict=True)]
+    assert found <= min(bounds) * (1 + 1e-6)
+    assert found > epsilon([((rate, sigma), steps)], 1e-5)
+    if sigma == 0.3:
+        assert found == pytest.approx(1567.67, rel=1e-4)
 
 
 COVERED = [

@@ -1,11 +1,13 @@
 """``privbench epsilon`` and ``privbench noise``: what they answer, and what they refuse by name."""
 
 import json
+import math
 
 import pytest
 
 from privbench.defenses.accounting.accountant import Terms
 from privbench.defenses.accounting.command import epsilon, noise
+from privbench.defenses.accounting.prv import PRV
 
 ROW = "--sampling-rate 0.01 --noise-multiplier 4 --steps 10000 --delta 1e-5"
 
@@ -34,6 +36,15 @@ def test_without_sampling_or_noise(capsys):
     bare = told(capsys, epsilon, "--sampling-rate 0.1 --noise-multiplier 0 --steps 1 --delta 1e-5")
     assert bare["epsilon"] is bare["rdp_epsilon"] is None
     assert "infinite" in bare["reason"]
+
+
+def test_an_accountant_that_overflows_is_not_taken_for_a_step_without_noise(capsys, monkeypatch):
+    monkeypatch.setattr(PRV, "epsilon", lambda *_: math.inf)  # as it answers here, after 20 s
+    line = "--sampling-rate 0.5 --noise-multiplier 0.3 --steps 500 --delta 1e-5 --accountant prv"
+    found = told(capsys, epsilon, line)
+    assert found["epsilon"] is None
+    assert found["reason"].startswith("prv answers infinity where its numbers overflow")
+    assert found["rdp_epsilon"] == pytest.approx(1568, rel=5e-3)
 
 
 def test_a_history_of_steps_that_differ(tmp_path, capsys):

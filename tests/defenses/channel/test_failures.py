@@ -15,11 +15,13 @@ import torch
 from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.defenses import Defense
-from privbench.defenses.accounting import ClientLevel
+from privbench.defenses.accounting import ClientLevel, RecordLevel
 from privbench.defenses.channel import Attested, ChannelLost
+from privbench.defenses.local import DPSGD
 from privbench.defenses.tee.platforms import Unavailable
 from privbench.defenses.tee.platforms.host import hurry
 from privbench.defenses.tee.protocol import folder as kept
+from privbench.defenses.tee.protocol import state as states
 from privbench.defenses.tee.protocol.receipts import read
 from privbench.defenses.tee.protocol.session import AttestedSession
 
@@ -107,6 +109,28 @@ def test_an_attempt_with_fresh_noise_has_a_cohort_of_its_own(
         receipt = read((tmp_path / "round-0001.receipt.json").read_bytes())[0]
         assert (receipt.accepted, receipt.refused) == (len(cohorts[1]), {})
         assert session.assurance == "software"
+    finally:
+        session.close()
+
+
+def test_a_receipt_charges_each_attempt_to_the_cohort_that_it_invited(
+    federation: Callable[..., Federation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    guarantee = RecordLevel(delta=1e-3, clip=1.0, noise_multiplier=2.0, noise_source="system")
+    private = Defense(channel=Attested(), local=DPSGD(), privacy=guarantee)
+    made = federation(private, clients=8, participation=0.5, rounds=1)
+    session = made.session(made.start(), "a run", tmp_path)
+    assert isinstance(session, AttestedSession)
+    try:
+        once(session, monkeypatch, 1)
+        (last,) = finish(made, session, made.start())
+        assert made.plan is not None
+        receipt = read((tmp_path / "round-0001.receipt.json").read_bytes())[0]
+        assert receipt.statements == made.plan.statements(last.state.ledger)
+        one, other = last.state.ledger
+        assert one != other
+        stored = kept.unpack((tmp_path / "release.bin").read_bytes())
+        assert states.decode(stored["state"])["ledger"] == [one, other]
     finally:
         session.close()
 
