@@ -145,7 +145,9 @@ def _notes(arms: list[Arm], found: dict[str, Mechanism]) -> list[str]:
     notes.append("noise std: on each coordinate of the released mean; measured on zero updates, apart from the run.")
     notes.append("√K, K clients a sum: what local noise costs beside central noise against the same adversary.")
     if any(s.simulated for s in stated):
-        notes.append("All noise came from seeds, so whoever knows them can subtract it (simulated guarantees).")
+        notes.append(
+            "Noise or sampling came from seeds, so there is no guarantee against whoever knows them (simulated)."
+        )
     if any(m.amplified for m in found.values()):
         notes.append(
             "TIMES CENTRAL MIXES ADVERSARIES: central noise is amplified by sampling, against recipients alone."

@@ -46,7 +46,7 @@ class Statement:
     Args:
         unit: neighbouring data sets differ in one ``"record"``, ``"patient"`` or ``"client"``.
         adversary: against whom it holds.
-        simulated: the noise came from a seed, and whoever knows the seed can subtract it.
+        simulated: noise or sampling came from a seed, so that it is no guarantee against whoever knows the seed.
     """
 
     unit: str

@@ -235,7 +235,7 @@ def _notes(arms: list[Arm], fates: dict[str, Fate], results: Results) -> list[st
             lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]
             notes.append(f"no floor for {arm.label}: no complete run without the poisoner for {', '.join(lost)}.")
     if any(s.simulated for a in arms for s in a.guarantees().values()):
-        notes.append("sim.: the noise came from a seed, so whoever knows the seed can subtract it.")
+        notes.append("sim.: noise or sampling came from a seed, so it is none against whoever knows the seed.")
     if any(not a.guarantees() for a in arms):
         notes.append("privacy ∞: no guarantee.")
     heuristic = [a.label for a in arms if any(r.manifest.get("heuristic") for r in a.runs)]
