@@ -251,7 +251,9 @@ def _measure(
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
     last = finished.last
-    yield from cost.rows(finished)
+    yield from cost.rows(
+        finished, settings.engine.counted(settings.engine.processes(federation.clients, settings.workers, 1))
+    )
     yield {"metric": "participants", "round": number, "value": len(finished.answered)}
     yield {"metric": "dropped", "round": number, "value": len(finished.invited) - len(finished.answered)}
     for name, value in finished.released.costs.items():

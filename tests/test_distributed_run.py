@@ -100,6 +100,12 @@ def do(results: Path, *overrides: str) -> Outcome:
     return run(compose([*SMALL, *overrides, f"results_dir={results}"]), {}, Progress("test"))
 
 
+def metrics(results: Path) -> list[set[str]]:
+    """Each run's, by name."""
+    found = results.glob("runs/*/metrics.jsonl")
+    return [{json.loads(m)["metric"] for m in p.read_text().splitlines()} for p in found]
+
+
 def lines(results: Path) -> dict[str, list[str]]:
     """Each run's metrics that must not depend on the machine."""
     apart, found = ("_seconds", "memory_bytes"), results.glob("runs/*/metrics.jsonl")
@@ -131,6 +137,9 @@ def test_ranks_have_the_numbers_of_one_process(tmp_path):
     assert len(expected) == len(CASES)
     assert all(len(rows) > 10 for rows in expected.values())
     assert lines(many) == expected
+    for name in ("cpu_seconds", "peak_memory_bytes"):
+        assert all(name in run for run in metrics(one))
+        assert not any(name in run for run in metrics(many)), "rank 0's alone is no round's"
     for path in many.glob("runs/*/manifest.json"):
         found = json.loads(path.read_text())
         assert (found["status"], found["machine"]["workers"], found["isolation"]) == ("complete", 2, "same_process")

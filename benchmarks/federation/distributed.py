@@ -62,6 +62,9 @@ class Distributed:
     def isolation(self, processes: int) -> str:
         return "same_process"  # rank 0 trains, too
 
+    def counted(self, processes: int) -> bool:
+        return processes == 1  # a launcher has started the other ranks
+
     def gather(self) -> None:
         with suppress(RankLost):
             member(self)

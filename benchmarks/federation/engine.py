@@ -84,6 +84,10 @@ class EngineSettings(Protocol):
         """What separates the server from the clients that are nearest to it."""
         ...
 
+    def counted(self, processes: int) -> bool:
+        """Whether this process has started all that run clients: only of those are CPU seconds and memory known."""
+        ...
+
     def gather(self) -> None:
         """Have those who wait for work come, also where there is none: they learn so when this process ends."""
         ...
@@ -116,6 +120,9 @@ class Processes:
 
     def isolation(self, processes: int) -> str:
         return "same_process" if processes == 1 else "same_host"
+
+    def counted(self, processes: int) -> bool:
+        return True
 
     def gather(self) -> None:
         pass

@@ -17,9 +17,10 @@ BY_CLIENT: Mapping[str, Callable[[Usage], float | None]] = {
 """Metrics of each client who sent anything, of all its turns in a round; the largest of memory, sums of the others."""
 
 
-def rows(finished: Round) -> Iterator[dict[str, Any]]:
+def rows(finished: Round, counted: bool = True) -> Iterator[dict[str, Any]]:
     """The metrics of one round.
 
+    Without ``counted``, processes of others ran clients, and there are no CPU seconds and no memory of the whole round.
     A metric of clients is one row: the mean over them is its ``value``, and ``by_client`` has each one's, in the order
     of ``clients``.
     """
@@ -27,8 +28,9 @@ def rows(finished: Round) -> Iterator[dict[str, Any]]:
     for name, seconds in usage.seconds.items():
         yield {"metric": f"{name}_seconds", "round": number, "value": seconds}
     yield from _parts(finished)
-    yield {"metric": "cpu_seconds", "round": number, "value": usage.cpu_seconds}
-    if usage.memory is not None:
+    if counted:
+        yield {"metric": "cpu_seconds", "round": number, "value": usage.cpu_seconds}
+    if counted and usage.memory is not None:
         yield {"metric": "peak_memory_bytes", "round": number, "value": usage.memory}
     if not usage.clients:
         # Nobody was drawn, or the round had been released before the run was cut off: only its view is kept.

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from privbench.benchmarks.conform import ConfigError
 from privbench.benchmarks.overhead.record import Record, key
 
 VOLATILE = frozenset(
@@ -59,7 +60,7 @@ def admit(arms: Mapping[str, Sequence[Record]], allow: Iterable[str] = ()) -> li
     names = sorted({field for one in found.values() for each in one for field in each})
     unknown = [a for a in allowed if not any(_under(n, a) for n in names)]
     if unknown:
-        raise Incomparable([f"allow={unknown[0]}: no field of these records, such as machine.kernel.release"])
+        raise ConfigError("allow", unknown[0], "a field of these records, such as machine.kernel.release")
     for field in names:
         # Of a workload that some records lack, that is said once, not of each of its settings.
         some = {a: [e for e in one if field in e or not field.startswith("workloads.")] for a, one in found.items()}
