@@ -223,7 +223,7 @@ from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.update import Layout, Update
 from privbench.defenses.aggregation import Rule, SumRule
 layout, nan = Layout(("w",), ((2,),), 1), float("nan")
-context = SimpleNamespace(layout=layout, kind="update", round=1)
+context = SimpleNamespace(layout=layout, kind="update", round=1, plan=None)
 values = (1.0, 100.0, 2.0, nan, 4.0, 3.0)
 updates = [Update(torch.tensor([v, -v]), layout, "update", 1, client=10 + c) for c, v in enumerate(values)]
 rule: Rule = MeanAroundMedian(f=1)

@@ -17,9 +17,9 @@ from privbench.benchmarks.build import build  # noqa: E402
 _POISONER, _SHARE = build(json.loads({poisoner!r})), {share!r}
 
 
-def _crafted(self, received, records, client, round):
-    seed, steering = self.manifest.seed, _POISONER.steers()
-    made = self.trainer.train(received, records, self.work, client, self.plan, seed, round, steering=steering)
+def _crafted(self, received, records, client, round, attempt):
+    seed, also = self.manifest.seed, {{"steering": _POISONER.steers(), "attempt": redrawn(self.plan, attempt)}}
+    made = self.trainer.train(received, records, self.work, client, self.plan, seed, round, **also)
     return _POISONER.craft(made, Seen(_SHARE, _SHARE), stream(seed, "craft", round, client))
 
 

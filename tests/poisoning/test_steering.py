@@ -235,7 +235,7 @@ def test_the_tampered_guest_steers_as_the_plaintext_client(task, mlp, steering, 
     layout = {"names": list(made.layout.names), "shapes": made.layout.shapes, "parameters": made.layout.parameters}
     manifest: Any = types.SimpleNamespace(layout=layout, facts=asdict(made.facts), privacy=None, seed=0)
     settings, turn = proof.settings_bytes(attested.training(made)), Turn(side, Job(3, 1, "update"))
-    given: Any = (side.received, turn.records(), 3, 1)
+    given: Any = (side.received, turn.records(), 3, 1, 1)
     honest = trainer.Training(manifest, settings).update(*given)
     crafted = patched.Training(manifest, settings).update(*given)
     assert not torch.equal(crafted.vector, honest.vector)

@@ -214,7 +214,7 @@ def test_the_tampered_guest_crafts_what_the_plaintext_client_would(task: Classif
     manifest = types.SimpleNamespace(layout=layout, facts=asdict(made.facts), privacy=None, seed=0)
     settings = proof.settings_bytes(attested.training(made))
     turn = Turn(side, Job(3, 1, "update"))
-    given: Any = (side.received, turn.records(), 3, 1)
+    given: Any = (side.received, turn.records(), 3, 1, 1)
     honest = trainer.Training(cast("Any", manifest), settings).update(*given)
     crafted = patched.Training(manifest, settings).update(*given)
     assert torch.equal(crafted.vector, turn.update(side.received).vector)
