@@ -244,22 +244,26 @@ def test_a_full_disk_stops_the_run_and_the_round_is_done_once(
         again.close()
 
 
+def cut_off_after_a_release(made: Federation, folder: Path) -> tuple[list[Any], list[Any]]:
+    """The rounds of a run of two, and those of its resumption from round 1, when round 2 is stored in ``folder``."""
+    session = made.session(made.start(), "a run", folder)
+    first = finish(made, session, made.start())
+    session.close()
+    state = made.start()
+    state.round, state.model = 1, first[0].released.model
+    state.ledger = first[0].state.ledger[:1]
+    again = made.session(state, "a run", folder)
+    try:
+        return first, finish(made, again, state)
+    finally:
+        again.close()
+
+
 def test_a_release_that_was_stored_is_published_not_made_again(federation: Callable[..., Federation], tmp_path: Path):
     """Cut off between the aggregator's release and the checkpoint, with noise that nobody could draw twice."""
     noisy = ClientLevel(delta=1e-3, clip=0.3, epsilon=8.0, noise_source="system")
     made = federation(Defense(channel=Attested(), privacy=noisy, **CENTRAL))
-    session = made.session(made.start(), "a run", tmp_path)
-    first = finish(made, session, made.start())
-    session.close()
-    # The checkpoint is of round 1; round 2's release lies in the folder.
-    state = made.start()
-    state.round, state.model = 1, first[0].released.model
-    state.ledger = first[0].state.ledger[:1]
-    again = made.session(state, "a run", tmp_path)
-    try:
-        rounds = finish(made, again, state)
-    finally:
-        again.close()
+    first, rounds = cut_off_after_a_release(made, tmp_path)
     assert [r.round for r in rounds] == [2]
     assert torch.equal(rounds[0].released.model, first[1].released.model)
     assert len(rounds[0].state.ledger) == 2
@@ -274,17 +278,7 @@ def test_a_stored_release_is_published_although_the_budget_allows_no_other_attem
     made = federation(Defense(channel=Attested(), privacy=noisy, **CENTRAL))
     assert made.plan is not None
     assert (made.plan.affordable(), made.plan.affordable(lost=1)) == (2, 1)
-    session = made.session(made.start(), "a run", tmp_path)
-    first = finish(made, session, made.start())
-    session.close()
-    state = made.start()
-    state.round, state.model = 1, first[0].released.model
-    state.ledger = first[0].state.ledger[:1]
-    again = made.session(state, "a run", tmp_path)
-    try:
-        (last,) = finish(made, again, state)
-    finally:
-        again.close()
+    first, (last,) = cut_off_after_a_release(made, tmp_path)
     assert torch.equal(last.released.model, first[1].released.model)
     assert (last.last, len(last.state.ledger)) == (True, 2)
 
