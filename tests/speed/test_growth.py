@@ -5,11 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from privbench.benchmarks.speed import growth
 from privbench.benchmarks.speed.growth import Line
+from privbench.benchmarks.speed.growth_figure import apart
 from privbench.benchmarks.speed.secagg import Work
+from privbench.defenses.channel import SecAgg
+from privbench.defenses.secagg.parameters import limits
 
 
 def test_exponents_are_those_of_the_largest_points():
@@ -81,3 +85,17 @@ def test_a_wrong_mean_is_not_timed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(growth, "ours", wrong)
     with pytest.raises(SystemExit, match="secagg gives another mean at 5 clients, 10 parameters"):
         growth.measure("secagg", Work(5, 10), 1)
+
+
+def test_labels_are_moved_apart_as_little_as_can_be():
+    assert apart(np.array([0.0, 10.0, 20.0]), 5) == pytest.approx([0, 10, 20])
+    assert apart(np.array([0.0, 0.0, 30.0]), 5) == pytest.approx([-2.5, 2.5, 30])
+    assert apart(np.array([0.0, 1.0, 2.0, 2.0]), 2) == pytest.approx([-1.75, 0.25, 2.25, 4.25])
+    assert len(apart(np.zeros(0))) == 0
+
+
+def test_secure_aggregation_has_room_for_the_most_clients():
+    channel = growth.ARMS["secagg"].channel()
+    assert isinstance(channel, SecAgg)
+    records = tuple(update.records for update in Work(10_000, 1).updates)
+    assert limits(channel.encoding, records) is not None
