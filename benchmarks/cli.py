@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+READER_LEFT = 141
+"""What a shell shows for a process that SIGPIPE ended (128 + 13)."""
 RANK_0_FIRST = 30.0
 """Seconds that other ranks wait after bad input, which rank 0 reports."""
 COMMANDS = ("run", "report", "partition", "attest", "invert", "epsilon", "noise", "dp", "overhead")
@@ -50,7 +52,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``privbench``; exits with 0, 1 (a run failed), 2 (bad input) or 130 (Ctrl-C)."""
+    """Entry point of ``privbench``; its exit statuses are those of docs/configuration.md."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="privbench", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -68,15 +70,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.print_help()
         raise SystemExit(BAD_INPUT)
     try:
-        status = _command(options.command)(options.rest)
-    except KeyboardInterrupt:
-        print("privbench: interrupted; the same command resumes", file=sys.stderr)
-        status = INTERRUPTED
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        status = _status(_command(options.command), options.rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        status = READER_LEFT
     if (distributed := sys.modules.get("privbench.benchmarks.federation.distributed")) is not None:
         distributed.leave(status)
     raise SystemExit(status)
+
+
+def _status(command: Callable[[list[str]], int], rest: list[str]) -> int:
+    try:
+        return command(rest)
+    except KeyboardInterrupt:
+        print("privbench: interrupted; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+
+
+def _reader_left() -> bool:
+    """Whether stdout is a pipe that nobody reads any more (``| head``); then Python's last flush has to go nowhere."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -184,6 +184,27 @@ def test_control_c_is_one_line_and_the_same_command_resumes(tmp_path):
     assert "Traceback" not in error
 
 
+def test_a_reader_who_leaves_ends_the_command_without_a_word(monkeypatch, capfd):
+    read, write = os.pipe()
+    os.close(read)
+    answer = ["epsilon", "--sampling-rate", "0.01", "--noise-multiplier", "1", "--steps", "10", "--delta", "1e-5"]
+    with os.fdopen(write, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*answer, "--accountant", "rdp", "--json"])
+    assert ended.value.code == 141
+    assert capfd.readouterr() == ("", "")
+
+
+def test_another_broken_pipe_is_no_reader_who_left(monkeypatch):
+    def broken(_):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr(cli, "report", broken)
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main(["report"])
+
+
 @pytest.mark.parametrize(
     ("overrides", "defense"),
     [
