@@ -38,11 +38,12 @@ def shares(run: Run) -> dict[str, float] | None:
     whole = _sum(run, "cpu_seconds", rounds)
     if not whole or not run.rows("span_round_cpu_seconds"):
         return None
-    found = {
-        part: sum(_sum(run, f"span_{name}_cpu_seconds", rounds) for name in names) / whole
-        for part, names in PARTS.items()
+    parts = {
+        part: sum(_sum(run, f"span_{name}_cpu_seconds", rounds) for name in names) for part, names in PARTS.items()
     }
-    return {**found, OTHER: max(0.0, 1 - sum(found.values()))}
+    # The CPU seconds of a process that ended within a round are in its spans alone.
+    whole = max(whole, sum(parts.values()))
+    return {**{part: taken / whole for part, taken in parts.items()}, OTHER: 1 - sum(parts.values()) / whole}
 
 
 def _sum(run: Run, metric: str, rounds: Sequence[int]) -> float:

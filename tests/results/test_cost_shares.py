@@ -36,6 +36,15 @@ def test_shares_are_of_rounds_after_the_first_and_add_up(fake: Any):
     assert found == pytest.approx(wanted)
 
 
+def test_parts_of_processes_that_are_gone_do_not_exceed_the_whole(fake: Any):
+    spent(fake.run("none"), 1.0, {name: 2 * share for name, share in SPANS.items()})  # parts of 1.6 in all
+    found = shares(load(fake.root).runs[0])
+    assert found is not None
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert found["local training"] == pytest.approx(0.5 / 0.8)
+    assert found[OTHER] == pytest.approx(0.0, abs=1e-12)
+
+
 def test_a_bar_is_as_long_as_its_ratio(fake: Any):
     spent(fake.run("none"), 2.0, SPANS)
     spent(fake.run("dp_local"), 5.0, {**SPANS, "per_sample_gradients": 0.4})
