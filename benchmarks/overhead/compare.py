@@ -118,7 +118,7 @@ def compare(
         arms.setdefault(record["arm"], []).append(record)
     base = base or next(iter(arms), "")
     require(base in arms, "base", base, f"an arm of the records: {', '.join(arms) or 'none'}")
-    require(len(arms) >= 2, "records", ", ".join(arms), "of two arms or more")
+    require(len(arms) >= 2, "records", ", ".join(arms), "of two arms or more (arm=NAME names a record's)")
     require(0.5 < level < 1, "level", level, "above 0.5 and below 1")
     arms = {base: arms.pop(base), **arms}
     standing = {name: _standing(name, some, at) for name, some in arms.items()}

@@ -14,7 +14,8 @@ UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
 def measured(comparison: Comparison) -> Table | None:
     """One row a workload and arm: times of one call, the ratio with its interval, the null's, and a verdict.
 
-    Nothing emulated is in it; ``None`` if nothing else was compared.
+    Where the null alone was compared, its ratio stands once. Nothing emulated is in it; ``None`` if nothing else was
+    compared.
     """
     return _table(comparison, [row for row in comparison.rows if not row.emulated], ())
 
@@ -28,18 +29,19 @@ def emulated(comparison: Comparison) -> Table | None:
 def _table(comparison: Comparison, compared: list[Row], first: tuple[str, ...]) -> Table | None:
     if not compared:
         return None
-    rows, records = [], []
+    beside = any(row.arm != comparison.null for row in compared)  # plain against plain alone is its own null
+    rows = []
     for row in compared:
         one = row.ratio
         cells = (row.workload, row.arm, f"{one.boots[0]}+{one.boots[1]}", duration(one.base), duration(one.other))
-        rows.append((*cells, shown(one), shown(row.null), row.verdict + ("*" if row.doubts else "")))
-        records.append(_record(comparison, row))
+        ratios = (shown(one), shown(row.null)) if beside else (shown(one),)
+        rows.append((*cells, *ratios, row.verdict + ("*" if row.doubts else "")))
     of = f"Ratios are arm/{comparison.base}, above 1 is slower; n is the number of {comparison.cluster}s of each."
     return Table(
-        ("workload", "arm", "n", comparison.base, "arm's", "ratio", "null ratio", "verdict"),
+        ("workload", "arm", "n", comparison.base, "arm's", "ratio", *(("null ratio",) if beside else ()), "verdict"),
         tuple(rows),
         (*first, f"{of} Brackets are {comparison.level:.0%} intervals.", *comparison.notes, *_doubts(compared)),
-        tuple(records),
+        tuple(_record(comparison, row) for row in compared),
     )
 
 

@@ -95,6 +95,11 @@ def test_plain_against_plain_alone_is_the_null(arm):
     found = compare([*arm("plain"), *arm("again")])
     assert {row.arm for row in found.rows} == {"again"}
     assert {row.verdict for row in found.rows} <= {"no difference found", "noisy machine"}
+    alone, beside = tables.measured(found), tables.measured(compare([*arm("plain"), *arm("again"), *arm("snp", 1.2)]))
+    assert alone is not None
+    assert beside is not None
+    assert "null ratio" not in alone.headers
+    assert "null ratio" in beside.headers
 
 
 def test_a_noisy_machine_is_said_to_be_noisy(arm):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -236,3 +237,16 @@ def test_libvirt_takes_every_domain(pages, cpu, tmp_path):
         paths[-1].write_text(domain(Machine(hugepages=pages, cpu=cpu), one))
     assert not [found for found in validate(paths) if found.outcome == "invalid"]
     assert validate(paths[:1])[0].outcome == "valid"
+
+
+def test_the_document_shows_what_its_command_writes(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "overhead-compare.md").read_text(encoding="utf-8")
+    asked = re.search(r"^privbench (overhead plan .*)$", page, re.MULTILINE)
+    shown = dict(re.findall(r"^```(csv|xml)\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+    monkeypatch.chdir(tmp_path)
+    assert asked
+    assert overhead(asked[1].split()[1:]) == 0
+    assert Path("plan/schedule.csv").read_text().startswith(shown["csv"])
+    plain, snp = (Path(f"plan/libvirt/{name}.xml").read_text().splitlines() for name in ("plain", "sev_snp"))
+    assert [line for line in snp if line not in plain and "<name>" not in line] == shown["xml"].splitlines()
+    assert f"of the {len(snp)} lines" in page
