@@ -10,12 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from privbench.attacks.leakage.active import Targeted
-from privbench.attacks.leakage.attack import AttackFailed
 from privbench.attacks.poisoning import Poisoner
+from privbench.benchmarks.attackable import check_attacks, check_inference, craft, kept_rounds, victims
 from privbench.benchmarks.build import RUNTIME, ConfigError, build, canonical, conform, require, resolve, settings
 from privbench.benchmarks.federation.federation import Federation, number_of_clients
-from privbench.benchmarks.federation.server import ServerSGD
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.measures.inference import Inference
 from privbench.benchmarks.measures.leakage import Leakage
@@ -174,17 +172,17 @@ def prepare(config: dict[str, Any], writes: bool = True) -> Prepared:
         defense=experiment.defense,
         poisoner=experiment.poisoning,
         seed=experiment.seed,
-        watched=_victims(experiment) if leakage else frozenset(),
-        keep=_kept(leakage, experiment.federation) if leakage else frozenset(),
+        watched=victims(experiment) if leakage else frozenset(),
+        keep=kept_rounds(leakage, experiment.federation) if leakage else frozenset(),
         device=device,
         architecture=experiment.model,
         canaries=experiment.inference.planted if experiment.inference else None,
     )
     experiment.federation.engine.check(federation.clients, experiment.federation.workers, experiment.defense.channel)
-    _check_attacks(experiment, federation)
-    _check_inference(experiment, federation)
+    check_attacks(experiment, federation)
+    check_inference(experiment, federation)
     if leakage and "model_modification" in leakage.attack.needs:
-        _craft(leakage, federation)
+        craft(leakage, federation)
     chosen = settings({"_target_": TARGET, **config}, experiment.trusted_targets)
     kept = {k: chosen[k] for k in GROUPS if chosen.get(k)}
     name = f"{sha256(canonical(kept).encode()).hexdigest()[:12]}-s{experiment.seed}"
@@ -200,100 +198,6 @@ def _model(experiment: Experiment) -> nn.Module:
     except Exception as error:  # no memory for it, or whatever a module of the user's raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError("model", type(experiment.model).__name__, f"a model that can be built ({reason})") from None
-
-
-def _victims(experiment: Experiment) -> frozenset[int]:
-    assert experiment.leakage is not None
-    try:
-        return frozenset(experiment.leakage.clients(number_of_clients(experiment.federation, experiment.task)))
-    except ConfigError as error:
-        raise error.under("leakage") from None
-
-
-def _kept(leakage: Leakage, settings: FederationSettings) -> frozenset[int]:
-    """Rounds whose views the attacks look at, and the one before each where the server's momentum has to be undone."""
-    looked_at = {r for attacked in leakage.rounds for r in leakage.window(attacked)}
-    momentum = isinstance(settings.server, ServerSGD) and settings.server.momentum > 0
-    return frozenset(looked_at | ({r - 1 for r in looked_at} if momentum else set()))
-
-
-def _check_attacks(experiment: Experiment, federation: Federation) -> None:
-    leakage, rounds = experiment.leakage, experiment.federation.rounds
-    affordable = federation.plan.affordable() if federation.plan else None
-    rounds = rounds if affordable is None else min(rounds, affordable)
-    if leakage:
-        domain, name = experiment.task.spec.domain, type(leakage.attack).__name__
-        hint = "none, or task.features=null: updates are of feature maps, whose reconstructions are no pictures"
-        require(domain != "feature map", "leakage", name, hint)
-        _no_pairs(experiment, "leakage", name)
-        require(max(leakage.rounds) <= rounds, "leakage.rounds", leakage.rounds, f"rounds from 1 to {rounds}")
-        patients = federation.facts.patients is not None
-        told = not patients or experiment.federation.local.steps is not None
-        hint = "a number: how many steps an epoch over a client's patients has isn't told by its number of records"
-        require(told, "federation.local.steps", None, hint)
-        both = sorted(federation.watched & federation.attackers)
-        require(not both, "leakage.victims", both, "clients that the poisoner doesn't own (it owns the last ones)")
-        _check_coalitions(experiment, leakage, federation)
-
-
-def _check_inference(experiment: Experiment, federation: Federation) -> None:
-    inference = experiment.inference
-    if inference is None:
-        return
-    _no_pairs(experiment, "inference", type(inference).__name__)
-    if inference.planted:
-        hint = "none: canaries are trained on, so what leaks of the others is measured in a run without them"
-        require(experiment.leakage is None, "leakage", type(experiment.leakage).__name__, hint)
-    if inference.reads_updates and federation.defense.channel.plaintext:
-        federation.watched = frozenset(range(federation.clients))
-    try:
-        inference.check(federation)
-    except ConfigError as error:
-        raise error if error.field.startswith("federation.") else error.under("inference") from None
-
-
-def _no_pairs(experiment: Experiment, field: str, name: str) -> None:
-    spec = experiment.task.spec
-    hint = f"none: {spec.name} has pairs of a picture and a caption, whose loss is of whole batches"
-    require(spec.domain != "pair", field, name, hint)
-
-
-def _craft(leakage: Leakage, federation: Federation) -> None:
-    """Have the operator send its victims the attack's model, in the rounds that are attacked.
-
-    Raises:
-        ConfigError: where no such model can be sent, or this model can't be made into one.
-    """
-    attack: Any = leakage.attack
-    channel, name = federation.defense.channel, type(attack).__name__
-    require(
-        hasattr(attack, "craft"), "leakage.attack", name, "an attack with craft(), since it needs model_modification"
-    )
-    sealed = getattr(channel, "downlink", "plain") == "sealed"
-    hint = f"downlink=plain: the operator of a sealed downlink can't have model_modification, which {name} needs"
-    require(not sealed, "defense.channel.downlink", "sealed", hint)
-    federation.distribution = Targeted(attack, federation.public, federation.watched)
-    federation.crafting = frozenset(leakage.rounds)
-    try:
-        attack.craft(federation.public, federation.layout.read(federation.model))
-    except AttackFailed as failure:
-        model = type(federation.model).__name__
-        raise ConfigError("model", model, f"a model that {name} can craft: {failure.reason}") from None
-
-
-def _check_coalitions(experiment: Experiment, leakage: Leakage, federation: Federation) -> None:
-    """Colluders are others than the victim, and compute their updates a second time."""
-    several = max(number for *_, number in leakage.coalitions)
-    most = federation.clients - 1
-    require(several <= most, "leakage.adversaries", several, f"at most {most} colluding clients, all but the victim")
-    defense, poisoner = experiment.defense, experiment.poisoning
-    noisy = defense.local.private or defense.local.noised
-    drawn = noisy and defense.privacy is not None and defense.privacy.noise_source == "system"
-    hint = "colluding clients only where a client's noise can be drawn again: noise_source=seeded"
-    require(not (several and drawn), "leakage.adversaries", list(leakage.adversaries), hint)
-    reads = federation.reads_updates or (poisoner is not None and (poisoner.pools or "rule" in poisoner.asks))
-    hint = "no colluding clients beside a poisoner that makes its updates of others', or of the rule in force"
-    require(not (several and reads), "leakage.adversaries", list(leakage.adversaries), hint)
 
 
 def _device(name: str) -> torch.device:
