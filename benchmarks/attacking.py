@@ -13,8 +13,8 @@ from torch import Tensor
 
 from privbench.attacks.leakage.descent import SIDE_BY_SIDE
 from privbench.benchmarks.experiment import Prepared
-from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.client import ClientSide, Job, compute
+from privbench.benchmarks.federation.engine import Engine
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.update import Update
@@ -101,7 +101,7 @@ def colluders(number: int, victim: int, clients: int) -> tuple[int, ...]:
 
 
 def attacks(
-    prepared: Prepared, leakage: Leakage, finished: Round, side: ClientSide, engine: engines.Engine, record: Record
+    prepared: Prepared, leakage: Leakage, finished: Round, side: ClientSide, engine: Engine, record: Record
 ) -> Iterator[Row]:
     """Attack every victim with every adversary's view; the engine's workers share the attacks."""
     federation, seed, number = prepared.federation, prepared.experiment.seed, finished.round

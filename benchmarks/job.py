@@ -72,7 +72,7 @@ def _label(choices: dict[Any, Any], seed: int) -> str:
 
 def _parallel_jobs(launcher: Any) -> int:
     """How many jobs share this machine: joblib's ``n_jobs``; one a machine or an allocation elsewhere."""
-    from privbench.benchmarks.federation.engine import cores
+    from privbench.benchmarks.federation.processes import cores
 
     jobs = launcher.get("n_jobs", 1)
     return cores() if jobs is None or jobs < 0 else max(1, int(jobs))

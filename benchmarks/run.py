@@ -15,10 +15,10 @@ from torch import nn
 
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
-from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation import spans
 from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
+from privbench.benchmarks.federation.engine import Engine
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import ServerState
@@ -246,7 +246,7 @@ def _state(prepared: Prepared, state: ServerState, record: Record) -> None:
 
 
 def _measure(
-    prepared: Prepared, finished: Round, model: nn.Module, side: ClientSide, engine: engines.Engine, record: Record
+    prepared: Prepared, finished: Round, model: nn.Module, side: ClientSide, engine: Engine, record: Record
 ) -> Iterator[Row]:
     """All metric rows of one round."""
     settings, federation, number = prepared.experiment.federation, prepared.federation, finished.round
@@ -278,7 +278,8 @@ def _measure(
         yield from of_group(federation, finished)
     if last and federation.plan:
         for statement in federation.plan.statements(finished.state.ledger):
-            infinite = statement["epsilon"] is None
+            # Without noise there is none; with it an accountant may overflow, which is no bound either.
+            none = f"no finite epsilon against this adversary by {statement['accountant']}"
             yield {
                 "metric": "epsilon",
                 "round": number,
@@ -289,7 +290,7 @@ def _measure(
                 "adjacency": statement["adjacency"],
                 # No setting here accounts for more clients or records than there are.
                 "simulated_population": False,
-                **({"status": "not_applicable", "reason": "no guarantee against this adversary"} if infinite else {}),
+                **({"status": "not_applicable", "reason": none} if statement["epsilon"] is None else {}),
             }
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.loop import Round
 from privbench.benchmarks.federation.server import RoundContext

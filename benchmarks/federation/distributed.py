@@ -11,19 +11,11 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.conform import require
-from privbench.benchmarks.federation.engine import (
-    ClientFailed,
-    Engine,
-    Item,
-    Origin,
-    Result,
-    Serial,
-    WorkerStuck,
-    portable,
-)
+from privbench.benchmarks.federation.engine import ClientFailed, Engine, Item, Origin, Result, WorkerStuck, portable
 from privbench.benchmarks.federation.group import Group, leave_now
 from privbench.benchmarks.federation.launch import launched
 from privbench.benchmarks.federation.meeting import RankLost
+from privbench.benchmarks.federation.processes import Serial
 
 AHEAD = 2
 """Chunks that a rank has: one that it works on, and the next."""

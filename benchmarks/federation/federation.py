@@ -13,10 +13,10 @@ from privbench.attacks.inference.canaries import Canaries
 from privbench.attacks.poisoning.poisoner import Poisoner
 from privbench.benchmarks.build import ConfigError, require
 from privbench.benchmarks.federation import attested, units
-from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.attempts import Attempts
 from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.distribution import Distribution, Honest
+from privbench.benchmarks.federation.engine import Engine
 from privbench.benchmarks.federation.initial import model_of
 from privbench.benchmarks.federation.loop import Loop, Round
 from privbench.benchmarks.federation.sampling import limits
@@ -319,7 +319,7 @@ class Federation:
         return [s * rate / expected for s in sizes]
 
     def run(
-        self, state: ServerState, side: ClientSide, engine: engines.Engine, attempts: Attempts | None = None
+        self, state: ServerState, side: ClientSide, engine: Engine, attempts: Attempts | None = None
     ) -> Iterator[Round]:
         """Rounds from the one after ``state`` to the last.
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.attempts import Attempts, HistoryMissing
 from privbench.benchmarks.federation.client import ClientSide, Job, take_turn
+from privbench.benchmarks.federation.engine import Engine
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import answering, drawn
 from privbench.benchmarks.federation.server import Released, RoundContext, ServerState
@@ -70,7 +70,7 @@ class Loop:
 
     federation: "Federation"
     side: ClientSide
-    engine: engines.Engine
+    engine: Engine
     attempts: Attempts
 
     def rounds(self, state: ServerState) -> Iterator[Round]:

@@ -6,7 +6,8 @@ from typing import Literal
 
 from privbench.benchmarks.build import RUNTIME, require
 from privbench.benchmarks.federation.augmentation import Augmentation
-from privbench.benchmarks.federation.engine import EngineSettings, Processes
+from privbench.benchmarks.federation.engine import EngineSettings
+from privbench.benchmarks.federation.processes import Processes
 from privbench.benchmarks.federation.server import ServerOptimizer, ServerSGD
 from privbench.benchmarks.federation.update import Kind
 from privbench.benchmarks.shares import at_least

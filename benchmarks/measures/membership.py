@@ -20,8 +20,8 @@ from privbench.attacks.inference.membership import (
 )
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.client import ClientSide
-from privbench.benchmarks.federation.engine import Serial
 from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.processes import Serial
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.measures.inference import Inference, Row, Scene, claim, logits, verdict
 from privbench.benchmarks.tasks.models.architecture import make

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from privbench.benchmarks.federation import engine as engines
 from privbench.benchmarks.federation.distributed import Ranks, serve
+from privbench.benchmarks.federation.engine import Origin
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.group import Group
 from privbench.benchmarks.federation.launch import Launch
+from privbench.benchmarks.federation.processes import cores
 from privbench.benchmarks.speed.federation import made, ours, trained
 from privbench.benchmarks.speed.work import Contender, Timing, Work, interleave, table
 
@@ -55,7 +56,7 @@ def _rank(launch: Launch, federation: Federation, chunk: int, answer: Connection
     group = Group(launch, PATIENCE, PATIENCE)
     if launch.rank:
         serve(group, lambda origin: (federation.client_side(), {}))
-    origin = engines.Origin({}, None, {})
+    origin = Origin({}, None, {})
     answer.send(trained(federation, lambda side: Ranks(side, group, chunk, origin), launch.world))
     group.close()
     os._exit(0)
@@ -71,7 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--processes", type=int, default=engines.cores())
+    parser.add_argument("--processes", type=int, default=cores())
     parser.add_argument("--cohorts", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--chunks", type=int, nargs="+", default=[1])
     parser.add_argument("--out", type=Path, help="also write the tables to this file")

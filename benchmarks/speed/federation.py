@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.client import ClientSide
+from privbench.benchmarks.federation.engine import Engine
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.speed import peers
@@ -91,7 +92,7 @@ def made(work: Work) -> Federation:
     return Federation(settings, work.task(), work.model(), seed=work.seed)
 
 
-def trained(federation: Federation, begin: Callable[[ClientSide], engines.Engine], processes: int) -> Timing:
+def trained(federation: Federation, begin: Callable[[ClientSide], Engine], processes: int) -> Timing:
     """It, on the engine that ``begin`` makes; its start is set-up, as data loading is."""
     side, state = federation.client_side(), federation.start()
     engine = begin(side)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel, Facts
 from privbench.defenses.accounting.factorisation import banded

@@ -17,10 +17,11 @@ import torch
 
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.distributed import AHEAD, RankDiffers, Ranks, serve
-from privbench.benchmarks.federation.engine import ClientFailed, Origin, Processes, WorkerStuck
+from privbench.benchmarks.federation.engine import ClientFailed, Origin, WorkerStuck
 from privbench.benchmarks.federation.group import Group
 from privbench.benchmarks.federation.launch import Launch, launched, rank
 from privbench.benchmarks.federation.meeting import RankLost
+from privbench.benchmarks.federation.processes import Processes
 
 WORLD = 3
 TIMEOUT = 2.0

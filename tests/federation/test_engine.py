@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.federation.engine import ClientFailed, Pool, Serial, WorkerDied, WorkerStuck, cores, start
+from privbench.benchmarks.federation.engine import ClientFailed, WorkerDied, WorkerStuck
+from privbench.benchmarks.federation.processes import Pool, Serial, cores, start
 
 
 def square(context, item):

@@ -9,7 +9,7 @@ from torch import nn
 
 from privbench.attacks.poisoning import Backdoor, Poisoner
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.server import ServerAdam, ServerSGD, ServerYogi
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from privbench.benchmarks.federation import spans
-from privbench.benchmarks.federation.engine import Pool
+from privbench.benchmarks.federation.processes import Pool
 from privbench.benchmarks.federation.spans import Span, span
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from privbench.benchmarks.federation.engine import Pool, Serial
+from privbench.benchmarks.federation.processes import Pool, Serial
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.trainer import Trainer

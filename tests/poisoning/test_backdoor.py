@@ -8,8 +8,8 @@ import torch
 from privbench.attacks.poisoning import Backdoor, Holding, Imitation, Poisoner, Seen
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.client import Job, take_turn
-from privbench.benchmarks.federation.engine import Serial
 from privbench.benchmarks.federation.federation import Federation
+from privbench.benchmarks.federation.processes import Serial
 from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.settings import FederationSettings, LocalWork
 from privbench.benchmarks.measures.poisoning import triggered

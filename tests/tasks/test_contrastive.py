@@ -62,7 +62,7 @@ def trained(pairs) -> nn.Module:
 
 
 def learnt(federation: Federation) -> nn.Module:
-    from privbench.benchmarks.federation import engine as engines
+    from privbench.benchmarks.federation import processes as engines
 
     side = federation.client_side()
     engine = engines.start(side, 1, torch.device("cpu"), federation.defense.channel.apart)

@@ -66,7 +66,7 @@ class FederatedRound:
         import torch
 
         from privbench.benchmarks.experiment import prepare
-        from privbench.benchmarks.federation import engine as engines
+        from privbench.benchmarks.federation import processes as engines
 
         try:
             federation = prepare(config).federation

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import Tensor
 
 from privbench.benchmarks.build import describe
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.server import ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings

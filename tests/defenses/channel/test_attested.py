@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.build import ConfigError
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.server import ServerSGD, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings
@@ -114,7 +114,7 @@ def test_a_least_cohort_stops_the_run_before_anything_is_released(
 COORDINATOR = """
 import sys
 import torch
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.tasks import Classification

@@ -17,7 +17,7 @@ from torch import Tensor
 from privbench.attacks.poisoning import Backdoor, Imitation, Poisoner
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation import attested
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.client import Job, Turn
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.server import ServerAdam, ServerState
 from privbench.benchmarks.federation.settings import FederationSettings

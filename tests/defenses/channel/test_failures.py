@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel, RecordLevel

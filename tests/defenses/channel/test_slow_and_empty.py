@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from privbench.benchmarks.federation import engine as engines
+from privbench.benchmarks.federation import processes as engines
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.settings import FederationSettings
 from privbench.benchmarks.tasks import Classification
