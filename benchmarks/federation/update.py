@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["gradient", "update"]
+PIECE = 1 << 18
+"""Coordinates that are worked on at once in float64: 2 MiB, which the allocator hands out again. A larger copy takes
+new pages from the kernel each time, which cost six times the arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Layout:
         own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         for name, value in self.views(vector).items():
             own[name].copy_(value)
+
+
+def length(vector: Tensor) -> float:
+    """The L2 norm of a vector ``(d,)``, accumulated in float64."""
+    parts = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in vector.split(PIECE)]
+    return float(torch.linalg.vector_norm(torch.stack(parts)))
 
 
 @dataclass

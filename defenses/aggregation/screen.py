@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.federation.server import RoundContext
-from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.update import Update, length
 from privbench.defenses.aggregation.rule import Diverged
 
 ABSURD = 1e4
@@ -48,7 +48,7 @@ class Screen:
         lengths: list[float] = []
         waiting: list[tuple[int, Update, float]] = []
         for update in updates:
-            norm = float(torch.linalg.vector_norm(update.vector, dtype=torch.float64))
+            norm = length(update.vector)
             client = self.seen if update.client is None else update.client
             self.seen += 1
             if not math.isfinite(norm):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from privbench.benchmarks.federation.server import RoundContext
-from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.update import PIECE, Update
 from privbench.defenses.aggregation.rule import empty
 
 
@@ -32,7 +32,8 @@ class Sum:
         weight = float(update.records) if self.context.weighting == "records" else 1.0
         if self.total is None:
             self.total = torch.zeros(update.vector.shape, dtype=torch.float64)
-        self.total.add_(update.vector, alpha=weight * scale)
+        for total, part in zip(self.total.split(PIECE), update.vector.split(PIECE), strict=True):
+            total.add_(part, alpha=weight * scale)
         self.weight += weight
         self.records += update.records
         for name, value in update.extras.items():
@@ -42,6 +43,6 @@ class Sum:
         if self.total is None:
             return empty(self.context)
         by = normaliser or self.weight
-        vector = (self.total / by).to(torch.float32)
+        vector = torch.cat([(part / by).to(torch.float32) for part in self.total.split(PIECE)])
         extras = {name: (value / by).to(torch.float32) for name, value in self.extras.items()}
         return Update(vector, self.context.layout, self.context.kind, self.records, extras)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from privbench.benchmarks.federation.update import Update
+from privbench.benchmarks.federation.update import Update, length
 from privbench.defenses.accounting.plan import ClientPlan
 from privbench.defenses.aggregation.mean import clip_factor
 from privbench.defenses.local.local import Local
@@ -51,6 +51,6 @@ class ClientNoise(Local):
 
 
 def _clipped(vector: Tensor, bound: float) -> Tensor:
-    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    norm = length(vector)
     finite = norm < float("inf")  # False for NaN too
     return vector * clip_factor(norm, bound) if finite else torch.zeros_like(vector)

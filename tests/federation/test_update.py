@@ -1,13 +1,15 @@
 import io
+import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.update import PIECE, Layout, Update, length
 
 SHAPES = st.lists(st.lists(st.integers(1, 4), max_size=4).map(tuple), min_size=1, max_size=5).map(tuple)
 
@@ -97,3 +99,15 @@ def test_pickle_of_a_row_does_not_carry_its_matrix():
     row = torch.zeros(1000, 10)[3]
     update = Update(row, Layout(("w",), ((10,),), 1), "update", 1)
     assert len(pickle.dumps(update, 5)) < 1000
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE, 2 * PIECE + 3])
+def test_a_length_is_that_of_the_whole_vector(size):
+    vector = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    assert length(vector) == pytest.approx(float(np.linalg.norm(vector.numpy().astype(np.float64))), rel=1e-12)
+
+
+def test_a_length_that_is_no_number_says_so():
+    assert math.isnan(length(torch.tensor([1.0, math.nan])))
+    assert length(torch.tensor([1.0, math.inf])) == math.inf
+    assert length(torch.full((4,), 3e38)) == pytest.approx(6e38), "whose square a float32 can't hold"

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.server import RoundContext
-from privbench.benchmarks.federation.update import Layout, Update
+from privbench.benchmarks.federation.update import PIECE, Layout, Update
 from privbench.defenses.aggregation import ClippedMean, CoordinateMedian, Diverged, Mean, geometry
 from privbench.defenses.aggregation.coordinates import median
 from privbench.defenses.aggregation.mean import clip_factor
@@ -198,3 +198,10 @@ def test_under_a_plan_nobody_counts_by_the_norms_of_others():
     """Else a neighbouring cohort without one client could differ by another client as well."""
     found = combine(ClippedMean(), [[1e30, 0.0], [0.6, 0.8]], plan=Plan(1.0), expected=2.0)
     assert found.vector.tolist() == pytest.approx([0.8, 0.4], rel=1e-5)
+
+
+def test_a_long_vector_is_summed_piece_by_piece_to_the_same_bit():
+    cohort = np.random.default_rng(0).standard_normal((3, PIECE + 5)).astype(np.float32)
+    total = sum(float(n) * row.astype(np.float64) for n, row in zip((1, 2, 4), cohort, strict=True))
+    found = combine(Mean(), cohort, [1, 2, 4], weighting="records").vector.numpy()
+    assert np.array_equal(found, (total / 7.0).astype(np.float32))
