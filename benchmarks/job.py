@@ -1,6 +1,7 @@
 """What Hydra launches: one job, in this process or in another."""
 
 import sys
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -51,16 +52,28 @@ def job(config: DictConfig) -> str:
 
 def _choices(hydra: DictConfig) -> dict[Any, Any]:
     """The option of each group; ``channel`` beside them where it isn't the one that the defense's option has itself."""
-    from privbench.benchmarks.sweep import CONFIG
-
     choices = {k: v for k, v in hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     defense, channel = choices.get("defense"), choices.get(_CHANNEL)
     named = any(o.startswith(_CHANNEL) for o in hydra.overrides.task) or choices.get("experiment")
     if not (defense and channel and named):
         return choices
+    where = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    own = _own_channel(defense, tuple((one.provider, one.path) for one in where))
+    return choices if own == channel else {**choices, "channel": channel}
+
+
+@lru_cache(maxsize=128)
+def _own_channel(defense: str, where: tuple[tuple[str | None, str | None], ...]) -> str | None:
+    """The channel of a defense's option. Composing takes as long as a short run, and a sweep asks for it in each job.
+
+    Args:
+        where: the search path, which says what option of that name it is.
+    """
+    from privbench.benchmarks.sweep import CONFIG
+
     loader = GlobalHydra.instance().config_loader()
     own = loader.load_configuration(CONFIG, [f"defense={defense}"], run_mode=RunMode.RUN)
-    return choices if own.hydra.runtime.choices.get(_CHANNEL) == channel else {**choices, "channel": channel}
+    return own.hydra.runtime.choices.get(_CHANNEL)
 
 
 def _label(choices: dict[Any, Any], seed: int) -> str:
