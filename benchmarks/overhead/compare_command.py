@@ -49,6 +49,7 @@ def compare(arguments: list[str]) -> int:
             options.seed,
             _time(options.at),
         )
+        written = [] if options.out is None else _write(found, options.out)
     except Incomparable as error:
         print(f"privbench overhead compare: {error}", file=sys.stderr)
         return REFUSED
@@ -58,9 +59,8 @@ def compare(arguments: list[str]) -> int:
     for table in (tables.measured(found), tables.emulated(found)):
         if table is not None:
             print(table.text(Console().width if sys.stdout.isatty() else WIDE))
-    if options.out is not None:
-        for path in _write(found, options.out):
-            print(path)
+    for path in written:
+        print(path)
     return COMPARED
 
 
@@ -84,7 +84,7 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
     whole = {
         "schema": "privbench overhead comparison 1",
         "base": found.base,
-        "null": found.null,
+        "null": found.pair,
         "level": found.level,
         "cluster": found.cluster,
         "boots": dict(found.boots),
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("records", nargs="+", metavar="RECORD", help="files, or folders of *.json; the base's first")
     parser.add_argument("--base", metavar="ARM", help="what others are divided by (default: the first record's arm)")
-    parser.add_argument("--null", default="again", metavar="ARM", help="the base a second time (default: again)")
+    parser.add_argument("--null", default="again", metavar="ARM", help="plain a second time (default: again)")
     parser.add_argument(
         "--cluster",
         choices=("boot", "record"),

@@ -10,7 +10,7 @@ from privbench.benchmarks.results.style import COLOURS, MARKERS, PAGE, new, save
 
 NULL = "#B0B0B0"
 REACH = 10.0
-"""Ratios beyond this one and its inverse aren't drawn: an interval that wide says nothing."""
+"""Intervals are cut off beyond this ratio and its inverse, where they say nothing; ratios themselves never are."""
 
 
 def draw(comparison: Comparison, stem: Path) -> list[Path]:
@@ -44,7 +44,7 @@ def _measured(axes: Axes, comparison: Comparison, workloads: list[str], arms: li
                 height=0.8,
                 color=NULL,
                 alpha=0.5,
-                label=None if labelled else f"null: {comparison.base} against itself",
+                label=None if labelled else f"null: {' against '.join(comparison.pair or ())}",
             )
             labelled = True
         for row in rows:
@@ -75,10 +75,12 @@ def _point(axes: Axes, row: Row, place: int, arms: list[str]) -> None:
 
 def _limits(comparison: Comparison) -> tuple[float, float]:
     """Of the axis: what was measured, and what was published."""
-    seen = [1.0, *(r.high for r in PUBLISHED if r.high is not None)]
+    values, ends = [1.0, *(r.high for r in PUBLISHED if r.high is not None)], [1.0]
     for one in (r for row in comparison.rows for r in (row.ratio, row.null) if r is not None):
-        seen += [x for x in (one.value, one.low, one.high) if x is not None]
-    return max(0.95 * min(seen), 1 / REACH), min(1.05 * max(seen), REACH)
+        values.append(one.value)
+        ends += [x for x in (one.low, one.high) if x is not None]
+    low, high = max(0.95 * min(ends), 1 / REACH), min(1.05 * max(ends), REACH)
+    return min(0.95 * min(values), low), max(1.05 * max(values), high)
 
 
 def _literature(axes: Axes, limits: tuple[float, float]) -> None:
@@ -94,7 +96,7 @@ def _literature(axes: Axes, limits: tuple[float, float]) -> None:
     axes.set_xscale("log")
     low, high = limits
     axes.set_xlim(low, high)
-    ticks = [t for t in (0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10) if low <= t <= high]
+    ticks = [t for t in (0.01, 0.1, 0.2, 0.5, 0.8, 1, 1.2, 1.5, 2, 3, 5, 10, 30, 100, 1000) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axes.set_xticks([], minor=True)
     axes.set_title("Ranges from the literature, not measured here", loc="left")

@@ -29,7 +29,7 @@ def emulated(comparison: Comparison) -> Table | None:
 def _table(comparison: Comparison, compared: list[Row], first: tuple[str, ...]) -> Table | None:
     if not compared:
         return None
-    beside = any(row.arm != comparison.null for row in compared)  # plain against plain alone is its own null
+    beside = any({comparison.base, row.arm} != {*(comparison.pair or ())} for row in compared)
     rows = []
     for row in compared:
         one = row.ratio

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ def check(record: Any, shown: str) -> None:
     if errors:
         at = ".".join(map(str, errors[0].absolute_path)) or "the record"
         raise ConfigError("record", shown, f"{at}: {errors[0].message[:200]}")
+    if not _when(record["created"]):
+        raise ConfigError("record", shown, f"created: {record['created'][:60]} is no time with its offset (RFC 3339)")
     seen: set[str] = set()
     for one in record["measurements"]:
         if fault := _fault(one) or (f"{key(one)}: comes twice" if key(one) in seen else None):
@@ -94,6 +97,14 @@ def _fault(one: Mapping[str, Any]) -> str | None:
     if not measured and not one["reason"]:
         return f"{key(one)}: unavailable without a reason"
     return f"{key(one)}: a repeat took no time" if measured and min(one["wall_ns"]) < 1 else None
+
+
+def _when(text: str) -> bool:
+    """Whether it is a time of which one can say whether it was before another."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _constant(name: str) -> float:

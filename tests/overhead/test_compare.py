@@ -60,7 +60,11 @@ def changed(records: list[dict[str, Any]], path: str, value: Any) -> list[dict[s
 
 def test_a_slow_down_is_found_beside_a_null_that_is_none(arm):
     found = compare([*arm("plain"), *arm("again"), *arm("snp", slow=1.2)])
-    assert (found.base, found.null, dict(found.boots)) == ("plain", "again", {"plain": 6, "again": 6, "snp": 6})
+    assert (found.base, found.pair, dict(found.boots)) == (
+        "plain",
+        ("plain", "again"),
+        {"plain": 6, "again": 6, "snp": 6},
+    )
     assert [row.arm for row in found.rows] == ["snp"] * 3
     for row in found.rows:
         assert row.verdict == "slower"
@@ -100,6 +104,34 @@ def test_plain_against_plain_alone_is_the_null(arm):
     assert beside is not None
     assert "null ratio" not in alone.headers
     assert "null ratio" in beside.headers
+
+
+def test_the_null_is_plain_against_plain_whatever_the_base(arm):
+    records = [*arm("sev", 1.3), *arm("plain"), *arm("again"), *arm("snp", 1.5)]
+    found = compare(records)
+    assert (found.base, found.pair) == ("sev", ("plain", "again"))
+    assert {row.arm for row in found.rows} == {"plain", "snp"}
+    assert not any(row.noisy for row in found.rows)
+    found = compare(records, base="again")
+    assert found.pair == ("again", "plain")
+    assert {row.arm for row in found.rows} == {"sev", "snp"}
+    named = compare([*arm("mine"), *arm("mine_too"), *arm("sev", 1.3)], null="mine_too")
+    assert named.pair == ("mine", "mine_too")
+
+
+@pytest.mark.parametrize("base", ["again", "sev"])
+def test_what_has_no_twin_has_no_null(arm, base):
+    found = compare([*arm("again"), *arm("sev", 1.3)], base=base)
+    assert found.pair is None
+    assert all(row.null is None for row in found.rows)
+    assert any(note.startswith("No null") for note in found.notes)
+
+
+def test_a_record_given_twice_counts_once(arm):
+    plain, slow = arm("plain"), arm("sev", 1.3)
+    once, twice = compare([*plain, *slow], cluster="record"), compare([*plain, *slow, *plain, *plain], cluster="record")
+    assert [row.ratio for row in once.rows] == [row.ratio for row in twice.rows]
+    assert f"{2 * len(plain)} records were given more than once, and count once." in twice.notes
 
 
 def test_a_noisy_machine_is_said_to_be_noisy(arm):
@@ -347,7 +379,13 @@ def test_doubts_are_said_once_with_their_largest_share(arm):
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"base": "tdx"}, "base=tdx"), ({"level": 1.0}, "level=1.0"), ({"level": 0.3}, "level=0.3")],
+    [
+        ({"base": "tdx"}, "base=tdx"),
+        ({"level": 1.0}, "level=1.0"),
+        ({"level": 0.3}, "level=0.3"),
+        ({"seed": -1}, "seed=-1"),
+        ({"null": "plain"}, "null=plain: another arm than the base"),
+    ],
 )
 def test_bad_settings_name_the_field(arm, changes, said):
     with pytest.raises(ConfigError, match=said):
