@@ -70,12 +70,14 @@ class Line:
 
     Args:
         arm, axis: by name.
+        cohort: how many clients a round has where parameters grow.
         points: CPU seconds of one client and of the server, by x, ascending.
         skipped: why a point is missing, by x.
     """
 
     arm: str
     axis: str
+    cohort: int
     points: dict[int, tuple[float, float]] = field(default_factory=dict)
     skipped: dict[int, str] = field(default_factory=dict)
 
@@ -94,8 +96,9 @@ class Line:
 
     def expected(self, x: int) -> float:
         """CPU seconds of a whole round at ``x``, by the last two points; 0 before there are any."""
-        other = 1 if self.axis == "parameters" else None
-        whole = {at: p[0] * (other or at) + p[1] for at, p in sorted(self.points.items())}
+        whole = {
+            at: p[0] * (at if self.axis == "clients" else self.cohort) + p[1] for at, p in sorted(self.points.items())
+        }
         if len(whole) < 2:
             return 0.0
         (first, low), (last, high) = [*whole.items()][-2:]
@@ -141,7 +144,7 @@ def grow(names: Sequence[str], axis: str, along: Sequence[int], other: int, repe
         other: the value of the other one.
         most: CPU seconds of a round beyond which a point isn't tried.
     """
-    lines = [Line(name, axis) for name in names]
+    lines = [Line(name, axis, other) for name in names]
     for name in names:
         measure(name, Work(5, 100), 1)  # what a first call loads
     for x in sorted(along):

@@ -444,6 +444,8 @@ def test_the_command_refuses_and_says_why(folder, capsys):
         (["--at", "yesterday", "RECORDS"], "at=yesterday"),
         (["--at", "2026-01-01", "RECORDS"], "at=2026-01-01"),
         (["--level", "2", "RECORDS"], "level=2.0"),
+        (["--seed", "-1", "RECORDS"], "seed=-1"),
+        (["RECORDS", "--out", "/dev/null/x"], "Not a directory"),
     ],
 )
 def test_the_command_names_bad_input(folder, given, said, capsys):

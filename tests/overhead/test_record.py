@@ -26,6 +26,8 @@ def test_a_record_is_read_as_it_was_written(make_record, tmp_path: Path):
         ({"measurements": []}, "measurements"),
         ({"arm": ""}, "arm"),
         ({"load": None}, "load"),
+        ({"created": "yesterday"}, "created: yesterday is no time"),
+        ({"created": "2026-01-31T12:00:00"}, "created: .* is no time with its offset"),
         ({"extra": 1}, "extra"),
     ],
 )

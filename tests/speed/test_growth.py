@@ -17,7 +17,7 @@ from privbench.defenses.secagg.parameters import limits
 
 
 def test_exponents_are_those_of_the_largest_points():
-    line = Line("none", "clients", {10: (9.0, 1.0), 20: (1.0, 2.0), 40: (2.0, 8.0), 80: (4.0, 32.0)})
+    line = Line("none", "clients", 5, {10: (9.0, 1.0), 20: (1.0, 2.0), 40: (2.0, 8.0), 80: (4.0, 32.0)})
     assert line.exponent("client") == pytest.approx(1.0)
     assert line.exponent("server") == pytest.approx(2.0)
     line.points = {10: (1e-6, 1.0), 20: (1e-6, 1.0)}
@@ -26,12 +26,14 @@ def test_exponents_are_those_of_the_largest_points():
 
 
 def test_the_next_point_is_expected_by_the_growth_so_far():
-    line = Line("none", "parameters", {10: (0.0, 1.0), 20: (0.0, 4.0)})
+    line = Line("none", "parameters", 5, {10: (0.0, 1.0), 20: (0.0, 4.0)})
     assert line.expected(40) == pytest.approx(16)
     assert line.expected(2000) == pytest.approx(40_000)
-    line = Line("none", "clients", {10: (1.0, 0.0), 20: (1.0, 0.0)})
+    line = Line("none", "parameters", 10, {1: (1.0, 1.0), 10: (10.0, 10.0)})
+    assert line.expected(20) == pytest.approx(220), "ten clients and the server"
+    line = Line("none", "clients", 5, {10: (1.0, 0.0), 20: (1.0, 0.0)})
     assert line.expected(40) == pytest.approx(40), "every client costs as much"
-    assert Line("none", "clients", {10: (1.0, 0.0)}).expected(10**6) == 0
+    assert Line("none", "clients", 5, {10: (1.0, 0.0)}).expected(10**6) == 0
 
 
 def test_what_memory_or_time_forbids_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch):
