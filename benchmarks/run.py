@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from privbench.benchmarks import earlier
 from privbench.benchmarks.attacking import attacks
 from privbench.benchmarks.experiment import Experiment, Prepared
 from privbench.benchmarks.federation import spans
@@ -64,42 +65,22 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
     record = Record(prepared.path)
     with record.locked():
         before = record.read()
-        again = before is not None and _again(prepared.experiment, before)
+        again = before is not None and earlier.again(prepared.experiment, before)
         if before and before["status"] in ("complete", "diverged") and not again:
             prepared.experiment.federation.engine.gather()
-            return Outcome(before["status"], "kept", _note(before))
-        dropped = _dropped(before) if before and again else None
+            return Outcome(before["status"], "kept", earlier.note(before))
+        dropped = earlier.dropped(before) if before and again else None
+        if before and dropped and earlier.owed(prepared, record):
+            # Its releases can't be taken back, and a ledger that begins anew would not know of them.
+            why = f"{dropped}, with noise that nobody can draw again: what it released counts; rerun=all starts anew"
+            prepared.experiment.federation.engine.gather()
+            record.refuse(before, f"HistoryMissing: {why}")
+            return Outcome("failed", "kept", why)
         if again:
             record.forget()
+        dropped = f"{dropped}: started anew" if dropped else None
         outcome = _run(prepared, record, choices, progress, parallel_jobs, dropped)
         return replace(outcome, note="; ".join(n for n in (dropped, outcome.note) if n) or None)
-
-
-def _again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
-    """Whether to drop what there is of a run, however it ended, and do it from its first round."""
-    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
-    # What another revision began isn't continued: its numbers would be of two programs.
-    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
-
-
-def _note(manifest: dict[str, Any]) -> str | None:
-    if manifest["status"] == "diverged":
-        return f"{manifest['error']}; rerun=all repeats it"
-    if manifest.get("revision") != revision():
-        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
-    return None
-
-
-def _dropped(manifest: dict[str, Any]) -> str | None:
-    """What is to be said of an unfinished run that is not gone on with, without having been asked for."""
-    if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
-        return None
-    return f"another revision ({_made_by(manifest)}) had begun it: started anew"
-
-
-def _made_by(manifest: dict[str, Any]) -> str:
-    found = manifest.get("revision") or {}
-    return (found.get("commit") or found.get("version") or "unknown")[:12]
 
 
 def _run(

@@ -78,6 +78,24 @@ def test_without_its_history_a_resumed_run_states_nothing(tmp_path):
     assert manifest(path)["privacy"] is None
 
 
+@pytest.mark.parametrize(("source", "how"), [("system", "kept"), ("seeded", "ran")])
+def test_what_another_revision_released_with_noise_of_the_system_is_not_forgotten(tmp_path, source, how):
+    wanted = ["defense=dp_central", *NOISE, "federation.rounds=2", f"defense.privacy.noise_source={source}"]
+    _, path = do(tmp_path, *wanted)
+    begun = {**manifest(path), "status": "running", "revision": {"commit": "0" * 40, "dirty": False}}
+    (path / "manifest.json").write_text(json.dumps(begun))
+    saved = (path / "checkpoint.pt").read_bytes()
+    for _ in range(2 if how == "kept" else 1):
+        outcome, _ = do(tmp_path, *wanted)
+        assert outcome.how == how
+    if how == "kept":
+        assert outcome.status == manifest(path)["status"] == "failed"
+        assert "what it released counts; rerun=all starts anew" in manifest(path)["error"]
+        assert (path / "checkpoint.pt").read_bytes() == saved
+        outcome, _ = do(tmp_path, *wanted, "rerun=all")
+    assert (outcome.how, outcome.status) == ("ran", "complete")
+
+
 @pytest.mark.parametrize("defense", ["pruning", "quantisation"])
 def test_a_heuristic_states_no_epsilon_and_says_so(tmp_path, defense):
     outcome, path = do(tmp_path, f"defense={defense}", "federation.rounds=1")

@@ -59,3 +59,8 @@ class Attempts:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)

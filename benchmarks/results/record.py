@@ -120,6 +120,17 @@ class Record:
         self.manifest.update(status=status, error=error, finished=_now(), **more)
         self._write_manifest()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a round of an earlier process has begun, as far as files tell."""
+        attested = self.path / "artifacts" / "attestation"
+        return any(place.exists() for place in (self.attempts, self.path / "checkpoint.pt", attested))
+
+    def refuse(self, manifest: Mapping[str, Any], why: str) -> None:
+        """Say in an earlier run's manifest why it isn't gone on with; all else stays as it is."""
+        self.manifest = dict(manifest)
+        self.finish("failed", why)
+
     def forget(self) -> None:
         """Drop what an earlier run of the same name left, to run it anew."""
         for name in ("manifest.json", "metrics.jsonl", "checkpoint.pt", "attempts.json", "traceback.txt"):

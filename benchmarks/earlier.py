@@ -1,0 +1,41 @@
+"""What becomes of an earlier run of the same name: it is kept, gone on with, started anew, or not to be forgotten."""
+
+from typing import Any
+
+from privbench.benchmarks.experiment import Experiment, Prepared
+from privbench.benchmarks.results.record import Record, revision
+
+
+def again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
+    """Whether to drop what there is of a run, however it ended, and do it from its first round."""
+    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
+    # What another revision began isn't continued: its numbers would be of two programs.
+    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
+
+
+def owed(prepared: Prepared, record: Record) -> bool:
+    """Whether a run that isn't gone on with may have released something with noise from the system."""
+    plan = prepared.federation.plan
+    fresh = plan is not None and plan.noise_source == "system" and prepared.experiment.rerun != "all"
+    return fresh and record.begun
+
+
+def note(manifest: dict[str, Any]) -> str | None:
+    """What is worth knowing of a run that is kept."""
+    if manifest["status"] == "diverged":
+        return f"{manifest['error']}; rerun=all repeats it"
+    if manifest.get("revision") != revision():
+        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
+    return None
+
+
+def dropped(manifest: dict[str, Any]) -> str | None:
+    """What is to be said of an unfinished run that is not gone on with, without having been asked for."""
+    if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
+        return None
+    return f"another revision ({_made_by(manifest)}) had begun it"
+
+
+def _made_by(manifest: dict[str, Any]) -> str:
+    found = manifest.get("revision") or {}
+    return (found.get("commit") or found.get("version") or "unknown")[:12]
