@@ -9,6 +9,7 @@ import torch
 from privbench.benchmarks.build import require
 from privbench.benchmarks.federation.randomness import chosen, stream
 from privbench.benchmarks.shares import cohort_size
+from privbench.defenses.accounting import ClientPlan
 
 if TYPE_CHECKING:
     from privbench.benchmarks.federation.federation import Federation
@@ -88,6 +89,10 @@ def _places(federation: "Federation", size: int) -> None:
     require(
         counted, field, value, "as_others, or sampling=poisson, under a guarantee that counts how clients are drawn"
     )
+    # Who stays away takes its noise along, which epsilon counts in every sum.
+    plan = federation.plan if isinstance(federation.plan, ClientPlan) else None
+    hint = f"as_others: every sum is counted on to hold the noise of {plan.shares if plan else 0} clients"
+    require(plan is None or plan.tolerates(own), field, value, hint)
     cohort = f"a cohort has {size} of {federation.clients} clients"
     require(federation.sampling == "poisson" or together <= size, "poisoning.clients", own, f"at most {size}: {cohort}")
     require(own < federation.clients, "poisoning.clients", own, "fewer than all, who stay away between attacks")

@@ -12,7 +12,7 @@ from privbench.defenses.accounting.history import (
     Sampling,
     Step,
     Uncovered,
-    check,
+    checked,
     noiseless,
     summed,
 )
@@ -103,14 +103,13 @@ class Answer:
     accountant: str
 
 
-def answer(history: Iterable[tuple[Step, int]], delta: float, terms: Terms) -> Answer:
+def answer(history: Iterable[tuple[Step, float]], delta: float, terms: Terms) -> Answer:
     """Epsilon of a history that a user brings.
 
     Raises:
         ValueError: for a value without a meaning, or terms without a proof (:class:`Uncovered`).
     """
-    used = summed(history)
-    check(used, delta)
+    used = checked(history, delta)
     value = terms.epsilon(used, delta)
     return Answer(value, terms.renyi(used, delta), delta, terms, used, terms.describe(used, delta))
 

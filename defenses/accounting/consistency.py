@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from privbench.defenses.accounting import wording
+from privbench.defenses.accounting import cohorts, wording
 from privbench.defenses.accounting.history import History, summed
 
 Fault = tuple[str, str]
@@ -82,6 +82,11 @@ class Run:
         return self.noise == "central" and self.more["diagonals"] is None
 
     @property
+    def reads_updates(self) -> bool:
+        """Whether whoever runs the server reads single updates."""
+        return self.statement["mechanism"]["operator_reads"] == wording.READS[True]
+
+    @property
     def counted(self) -> int:
         """In how many charges one client can have taken part, where clients aren't drawn independently."""
         sampling, ledger = self.statement["sampling"], self.statement["ledger"]
@@ -104,14 +109,13 @@ class Run:
             rates, sigmas = self.charged("sampling_rate"), self.charged("noise_multiplier")
             history = summed(((q, s), n) for (q, n), (s, _) in zip(rates, sigmas, strict=True))
             return _Derived(history, _HIDING, self._drawn())
-        # What the operator sees depends on the channel, of which its claim says why it counts as it does.
         if who == "model_recipient":
             apart = self.statement["sampling"]["least_separation"]
             central = self.noise == "central"
             return self._unsampled(
                 "noise_multiplier", wording.once_in(apart, self.counted) if central else wording.SEES_SUMS
             )
-        if claim.get("why") == wording.SEES_WHO:
+        if not self.reads_updates:
             return self._unsampled("noise_multiplier", wording.SEES_WHO)
         if self.noise == "central":
             bare = (((1.0, 0.0), max(1, self.statement["ledger"]["charges"])),)
@@ -188,6 +192,8 @@ def _distribution(run: Run) -> Iterator[Fault]:
         yield "mechanism: noise", f"{mechanism['noise']!r} has no proof here"
     if grid and run.noise not in ("local", "distributed"):
         yield "mechanism: noise", "is discrete, and not added by clients"
+    if run.more["diagonals"] is not None and not run.reads_updates:
+        yield "mechanism: operator_reads", f"{wording.READS[False]!r}: whoever correlates the noise reads every update"
     diagonals = int(run.more["diagonals"] or 1)
     if diagonals != int(bands or 1):
         yield "mechanism: noise", f"is of {bands or 1} bands, and claims are of {diagonals}"
@@ -217,6 +223,8 @@ def _cohorts(run: Run) -> Iterator[Fault]:
     low = clients if run.noise == "distributed" else low
     if isinstance(normaliser, str) or not low * (1 - 1e-9) <= normaliser <= high * (1 + 1e-9):
         yield "mechanism: normaliser", f"{normaliser!r}: from {low:g} to {high:g} clients are expected in a cohort"
+    else:
+        yield from cohorts.limits(run.statement)
     limited = sampling["most_participations"] is not None or sampling["least_separation"] > 1
     if limited and (run.amplified or run.noise == "distributed"):
         yield "sampling", "nobody may be kept out of cohorts under this mechanism"
@@ -280,13 +288,17 @@ def _adapted(run: Run) -> Iterator[Fault]:
 
 def _shares(run: Run, claim: Mapping[str, Any]) -> Iterator[Fault]:
     """Where clients add the noise, how many of them a sum counts on is a part of the claim."""
-    sums, messages = run.charged("noise_multiplier"), run.charged("message_multiplier")
-    if not messages or run.noise == "central" or claim.get("why") == wording.READS_MESSAGES:
+    multipliers = ("noise_multiplier", "message_multiplier")
+    charged = [tuple(c[m] for m in multipliers) for c, _ in run.entries if set(c) == set(multipliers)]
+    of_messages = claim["adversary"] != "model_recipient" and run.reads_updates
+    if not charged or run.noise == "central" or of_messages:
         return
-    least, most = min(s for s, _ in sums), max(s for s, _ in messages)
-    if (least > 0) != (most > 0):
-        yield "assumes", f"sums hold noise of {least:g} over the clip, and messages of {most:g}"
-    counts, said = max(1, math.ceil((least / most) ** 2 - 1e-6)) if most else 1, claim.get("assumes")
+    for total, message in charged:
+        if (total > 0) != (message > 0):
+            yield "assumes", f"sums hold noise of {total:g} over the clip, and messages of {message:g}"
+    counts, said = max(math.ceil((s / m) ** 2 - 1e-6) if m else 1 for s, m in charged), claim.get("assumes")
+    if counts > (most := cohorts.shares(run.statement)):
+        yield "assumes", f"sums hold the noise of {counts} clients, and cohorts have {most} for sure"
     # Discrete noise is accounted for as if it were a little less than it is.
     right = {wording.assumes(n) for n in ((counts, counts + 1) if run.distribution["grid"] else (counts,))}
     if counts > 1 and said not in right:

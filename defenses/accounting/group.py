@@ -7,13 +7,13 @@ from functools import lru_cache
 from scipy.stats import binom
 
 from privbench.defenses.accounting.gaussian import gaussian_epsilon
-from privbench.defenses.accounting.history import History, Step, Uncovered, check, noiseless, sampled, summed
+from privbench.defenses.accounting.history import History, Step, Uncovered, checked, noiseless, sampled
 from privbench.defenses.accounting.plan import ClientPlan
 
 _POINTS = 2**15
 
 
-def group_epsilon(history: Iterable[tuple[Step, int]], delta: float, members: int) -> float:
+def group_epsilon(history: Iterable[tuple[Step, float]], delta: float, members: int) -> float:
     """Epsilon at ``delta`` of data sets that differ in ``members`` units, each there or not.
 
     Who is drawn moves the sum by C each, all the same way at worst: of a Gaussian with Poisson sampling, a binomial
@@ -29,8 +29,7 @@ def group_epsilon(history: Iterable[tuple[Step, int]], delta: float, members: in
     Raises:
         ValueError: for a value out of its range.
     """
-    steps = summed(history)
-    check(steps, delta)
+    steps = checked(history, delta)
     if members < 1 or members != int(members):
         raise ValueError(f"members = {members!r}: a whole number from 1")
     if noiseless(steps):

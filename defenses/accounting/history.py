@@ -59,7 +59,7 @@ def halved(history: History) -> History:
     return tuple(((rate, sigma / 2), n) for (rate, sigma), n in history)
 
 
-def check(history: Iterable[tuple[Step, int]], delta: float) -> None:
+def check(history: Iterable[tuple[Step, float]], delta: float) -> None:
     """Refuse values that no accountant has a meaning for.
 
     Raises:
@@ -75,6 +75,19 @@ def check(history: Iterable[tuple[Step, int]], delta: float) -> None:
         if not 0 <= count <= MOST_STEPS or count != int(count):
             shown = f"{count:.3g}" if isinstance(count, float) else str(count)[:20]
             raise ValueError(f"steps = {shown}: a whole number from 0 to {MOST_STEPS}")
+
+
+def checked(rows: Iterable[tuple[Step, float]], delta: float) -> History:
+    """The history of rows that a user brings: each has a meaning by itself, so that none takes back another.
+
+    Raises:
+        ValueError: as :func:`check`, of a row or of the sum of those that are alike.
+    """
+    given = [(step, count) for step, count in rows]
+    check(given, delta)
+    history = summed((step, int(count)) for step, count in given)
+    check(history, delta)
+    return history
 
 
 NOISES = f"0, or from {LEAST_NOISE:g} to {MOST_NOISE:g}"

@@ -4,7 +4,7 @@ from typing import Any
 
 from privbench.defenses.accounting.history import LEAST_NOISE, MOST_NOISE, MOST_STEPS
 from privbench.defenses.accounting.statement import SCHEMA
-from privbench.defenses.accounting.wording import BUFFERS, DEFINITION, DRAWN_BY, NONFINITE
+from privbench.defenses.accounting.wording import BUFFERS, DEFINITION, DRAWN_BY, NONFINITE, READS
 
 _RATE = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
 _NOISE = {"type": "number", "anyOf": [{"const": 0}, {"minimum": LEAST_NOISE, "maximum": MOST_NOISE}]}
@@ -86,6 +86,7 @@ STATEMENT: dict[str, Any] = {
                     "noise": _TEXT,
                     "added": _TEXT,
                     "noise_source": _SOURCE,
+                    "operator_reads": {"enum": list(READS.values())},
                     "clip": _POSITIVE,
                     "scope": _TEXT,
                     "buffers": {"const": BUFFERS},

@@ -14,7 +14,7 @@ from typing import Any
 
 from privbench.defenses.accounting import wording
 
-SCHEMA = "privbench.privacy-statement/2"
+SCHEMA = "privbench.privacy-statement/3"
 _LIBRARIES = ("privbench", "dp-accounting", "opacus", "scipy", "torch")
 
 
@@ -68,6 +68,7 @@ def document(plan: Any, ledger: Sequence[Mapping[str, Any]], cohorts: Sequence[i
             "noise": _noise(plan),
             "added": wording.WHERE[by],
             "noise_source": guarantee.noise_source,
+            "operator_reads": wording.READS[facts.operator_reads_updates],
             "clip": guarantee.clip,
             "scope": wording.scope(guarantee.unit),
             "buffers": wording.BUFFERS,

@@ -5,22 +5,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from jsonschema import Draft202012Validator
 
+from privbench.defenses.accounting import cohorts
 from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.consistency import Fault, of_claim, of_statement, shown
 from privbench.defenses.accounting.history import History, Name, Uncovered, sampled, summed
 from privbench.defenses.accounting.schema import STATEMENT
-from privbench.defenses.accounting.statement import commitment
+from privbench.defenses.accounting.statement import SCHEMA, commitment
 from privbench.defenses.accounting.wording import WHERE
 
 LARGEST = 16 * 2**20
 """Bytes of a statement, from which it is refused unread."""
 
-_SLACK = 1.01e-4
-"""Epsilons are rounded up to 4 digits: another version of the accountant may fall on the other side."""
+_SLACK, _SHARE = 1.01e-4, 0.01
+"""Epsilons are rounded up to 4 digits: another version of the accountant may fall on the other side.
+
+Where that would be much of the value, a share of it is allowed: a stated 0 is of what costs nothing.
+"""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ def verify(statement: Mapping[str, Any], opening: Mapping[str, Any] | None = Non
     Args:
         opening: of its digests, if its owner gives it away.
     """
+    if (schema := statement.get("schema")) != SCHEMA:
+        return [Check("form", f"schema: {str(schema)[:100]!r}, and {SCHEMA!r} is what is read here")]
     errors = sorted(Draft202012Validator(STATEMENT).iter_errors(statement), key=lambda e: list(map(str, e.path)))
     if errors:
         at = "/".join(map(str, errors[0].absolute_path)) or "the statement"
@@ -146,7 +152,7 @@ def _replaced(claim: Mapping[str, Any], history: History, statement: Mapping[str
 
 
 def _below(stated: float | None, found: float) -> str | None:
-    if stated is None or (math.isfinite(found) and stated >= found - _SLACK):
+    if stated is None or (math.isfinite(found) and stated >= found - min(_SLACK, _SHARE * found)):
         return None
     return f"{stated} is stated, the history gives {_value(found)}"
 
@@ -190,32 +196,46 @@ def _ledger(statement: Mapping[str, Any]) -> str | None:
 
 
 def _opened(statement: Mapping[str, Any], opening: Mapping[str, Any]) -> Iterator[Check]:
-    places: dict[str, tuple[str, str, Callable[[list[Any]], int]]] = {
-        "records": ("sampling", "population_sha256", lambda v: _population(statement, v)),
-        "cohorts": ("ledger", "cohorts_sha256", lambda v: statement["ledger"]["rounds"]),
+    places: dict[str, tuple[str, str, Callable[[list[int]], str | None]]] = {
+        "records": ("sampling", "population_sha256", lambda v: _records(statement, v)),
+        "cohorts": ("ledger", "cohorts_sha256", lambda v: _cohorts(statement, v, opening.get("records"))),
     }
     salt = opening.get("salt")
     same = opening.get("nonce") == statement["nonce"]
     yield _holds("opening", None if same and isinstance(salt, str) else "it is of another statement", "nonce")
-    for name, (part, digest, size) in places.items():
+    for name, (part, digest, wrong) in places.items():
         value = opening.get(name)
-        if not isinstance(value, list) or not all(type(v) is int for v in value):
-            yield Check(f"opening: {name}", "a list of whole numbers is missing")
+        if not _counts(value):
+            yield Check(f"opening: {name}", "a list of whole numbers from 0 is missing")
             continue
         fault = None if commitment(str(salt), value) == statement[part][digest] else f"its digest isn't {digest}"
-        expected = size(value)
-        if name == "cohorts" and len(value) != expected:
-            fault = fault or f"{len(value)} cohorts, {expected} rounds"
-        if name == "records" and expected != statement["sampling"]["population"]:
-            fault = fault or f"a population of {expected}, {statement['sampling']['population']} is stated"
-        local = statement["mechanism"]["local"]
-        if name == "records" and local is not None and not any(_whole(local["sampling_rate"] * n) for n in value):
-            fault = fault or f"no client's batch is a share of {local['sampling_rate']:g} of what it has"
-        yield _holds(f"opening: {name}", fault, digest)
+        yield _holds(f"opening: {name}", fault or wrong(value), digest)
 
 
-def _population(statement: Mapping[str, Any], records: list[int]) -> int:
-    return len(records) if statement["claims"][0]["unit"] == "client" else sum(records)
+def _records(statement: Mapping[str, Any], records: list[int]) -> str | None:
+    population, stated = sum(records), statement["sampling"]["population"]
+    if statement["claims"][0]["unit"] == "client":
+        population = len(records)
+    if population != stated:
+        return f"a population of {population}, {stated} is stated"
+    local = statement["mechanism"]["local"]
+    if local is not None and not any(_whole(local["sampling_rate"] * n) for n in records):
+        return f"no client's batch is a share of {local['sampling_rate']:g} of what it has"
+    return None
+
+
+def _cohorts(statement: Mapping[str, Any], sizes: list[int], records: Any) -> str | None:
+    if len(sizes) != (rounds := statement["ledger"]["rounds"]):
+        return f"{len(sizes)} cohorts, {rounds} rounds"
+    clients = statement["sampling"]["population"]
+    if statement["claims"][0]["unit"] != "client":
+        # Who has no record doesn't train, and would add to how often all may take part.
+        clients = sum(n > 0 for n in records) if _counts(records) else None
+    return None if clients is None else cohorts.opened(statement, sizes, clients)
+
+
+def _counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and v >= 0 for v in value)
 
 
 def _whole(batch: float) -> bool:

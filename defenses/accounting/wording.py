@@ -27,6 +27,8 @@ READS_UPDATES = "the server reads every update before it is clipped and noised"
 READS_MESSAGES = "it reads every message, which holds its own client's noise alone"
 SEES_WHO = "it sees who takes part and what is released: every round is counted, without amplification"
 SEES_SUMS = "it sees sums, over all rounds"
+READS: Mapping[bool, str] = {True: "updates", False: "sums"}
+"""What whoever runs the server reads, by whether it is single updates: else it is sums, or what is released."""
 INDEPENDENT, CONTINUOUS = "independent of all else", "32-bit floating point"
 
 NOISE = re.compile(
@@ -87,6 +89,15 @@ def adapted(count: float, update: float) -> str:
     return f"{noise_on_count}, and the sum's noise is {update:.6g} times the round's clip"
 
 
+_HONEST = "clients add their noise to every sum, and none of them is the adversary's"
+
+
 def assumes(shares: int) -> str:
     """Of whom noise by clients counts on, where sums are all that is seen."""
-    return f"at least {shares} clients add their noise to every sum, and none of them is the adversary's"
+    return f"at least {shares} {_HONEST}"
+
+
+def counted_on(assumed: str) -> int:
+    """The clients that :func:`assumes` was made with; 0 of any other text."""
+    found = re.fullmatch(rf"at least (\d{{1,9}}) {_HONEST}", assumed)
+    return int(found[1]) if found else 0

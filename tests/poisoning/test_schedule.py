@@ -13,14 +13,19 @@ from privbench.benchmarks.federation.randomness import stream
 from privbench.benchmarks.federation.sampling import cohort
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel, RecordLevel
-from privbench.defenses.aggregation import ClippedMean
-from privbench.defenses.local import DPSGD
+from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean
+from privbench.defenses.local import DPSGD, ClientNoise
 from privbench.defenses.release import CentralGaussian
 
 PRIVATE = Defense(
     aggregation=ClippedMean(),
     release=CentralGaussian(),
     privacy=ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0),
+)
+NOISY = Defense(
+    local=ClientNoise(),
+    aggregation=FixedDenominatorMean(),
+    privacy=ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0, noise="local"),
 )
 DP_SGD = Defense(local=DPSGD(), privacy=RecordLevel(delta=1e-3, clip=1.0, noise_multiplier=1.0))
 
@@ -179,11 +184,12 @@ def test_poisson_sampling_draws_honest_clients_as_without_the_poisoner(federate,
         ({"participation": 0.25, "min_separation": 2}, 1, "poisoning.schedule.invited"),
         ({"participation": 0.5, "defense": DP_SGD}, 1, "poisoning.schedule.invited"),
         ({"defense": PRIVATE}, 1, "poisoning.schedule.invited"),
+        ({"sampling": "poisson", "defense": NOISY}, 1, "poisoning.schedule.invited"),
         ({"participation": 0.25}, 3, "poisoning.clients"),
         ({}, 8, "poisoning.clients"),
         ({"participation": 0.5, "sampling": "poisson"}, 8, "poisoning.clients"),
     ],
-    ids=["cap", "separation", "records", "clients", "cohort", "all", "all of a poisson cohort"],
+    ids=["cap", "separation", "records", "clients", "noise", "cohort", "all", "all of a poisson cohort"],
 )
 def test_attackers_who_cannot_choose_their_rounds_are_refused(federate, options, clients, field):
     def poisoner(invited: Any) -> Backdoor:

@@ -67,6 +67,30 @@ def test_a_history_with_numbers_out_of_range(steps, tmp_path, capsys):
     assert "steps = " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        ("[[0.01, 1.0, 100], [0.01, 1.0, -99]]", "steps = -99"),
+        ("[[0.01, 1.0, 0.5], [0.01, 1.0, 0.5]]", "steps = 0.5"),
+        ("[[0.01, 0.3, -1], [0.01, 0.3, 1]]", "steps = -1"),
+        ("[[0.01, 4, 1000000000], [0.01, 4, 1]]", "steps = 1000000001"),
+    ],
+)
+def test_no_row_takes_back_another(rows, why, tmp_path, capsys):
+    file = tmp_path / "history.json"
+    file.write_text(rows)
+    assert epsilon(f"--history {file} --delta 1e-5".split()) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_whole_numbers_of_steps_may_have_a_point(tmp_path, capsys):
+    file = tmp_path / "history.json"
+    file.write_text("[[0.01, 1.0, 100.0]]")
+    found = told(capsys, epsilon, f"--history {file} --delta 1e-5")
+    assert found["history"] == [[0.01, 1, 100]]
+    assert told(capsys, epsilon, "--sampling-rate 0.01 --noise-multiplier 1 --steps 100 --delta 1e-5") == found
+
+
 @pytest.mark.parametrize("line", ["--noise-multiplier 1e-6", "--noise-multiplier 1e9", "--accountant rdp"])
 def test_the_ends_of_the_range_have_a_value(line, capsys):
     given = line if "multiplier" in line else f"{line} --noise-multiplier 1e9"

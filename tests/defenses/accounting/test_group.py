@@ -58,3 +58,9 @@ def test_it_grows_with_the_group_and_is_infinite_without_noise():
 def test_values_out_of_range_are_refused(delta, members):
     with pytest.raises(ValueError, match=r"delta|members"):
         group_epsilon([((0.5, 1.0), 1)], delta, members)
+
+
+def test_no_step_takes_back_another():
+    with pytest.raises(ValueError, match="steps = -9"):
+        group_epsilon([((0.5, 1.0), 10), ((0.5, 1.0), -9)], DELTA, 2)
+    assert group_epsilon([((0.5, 1.0), 10.0)], DELTA, 2) == group_epsilon([((0.5, 1.0), 10)], DELTA, 2)

@@ -53,6 +53,10 @@ OF_SINGLE_PLANS: dict[str, dict[str, str]] = {
     }
     for name in ("local", "local, capped", "distributed", "distributed, discrete")
 }
+OF_SINGLE_PLANS |= {
+    name: {"mechanism/operator_reads": "noise is added before anything is sent: claims against both are the same"}
+    for name in ("record", "patient")
+}
 OF_SINGLE_PLANS["distributed, discrete"]["ledger/entries/charge/message_multiplier"] = (
     "no claim is about messages, which this channel hides, and discrete noise is accounted for as a little less"
 )
@@ -86,6 +90,7 @@ OTHERS = {
     "noise_source": ("seeded", "system"),
     "sampling": ("fixed", "poisson", "none"),
     "scheme": ("fixed", "poisson"),
+    "operator_reads": ("updates", "sums"),
     "accountant": ("dp-accounting RDP, order 2", "analytic Gaussian mechanism (Balle and Wang 2018)"),
 }
 

@@ -36,16 +36,24 @@ PLANS = {
         facts(sampling="fixed")
     ),
     "record": RecordLevel(delta=1e-5, clip=1.0, epsilon=8.0).bind(facts()),
+    "local, read": ClientLevel(delta=1e-3, clip=0.5, epsilon=8.0, noise="local").bind(facts(sampling="fixed")),
+    "local, hidden": ClientLevel(delta=1e-3, clip=0.5, epsilon=8.0, noise="local").bind(
+        facts(sampling="fixed", operator_reads_updates=False)
+    ),
     "clip only": ClientLevel(delta=1e-3, clip=0.5, noise_multiplier=0.0).bind(facts()),
 }
 
 
 def made(name: str, retried: bool = False) -> Documents:
-    plan = PLANS[name]
-    ledger = [plan.charge(r, [0, 1]) for r in range(1, ROUNDS + 1)]
+    return written(PLANS[name], retried=retried)
+
+
+def written(plan: Any, rounds: int = ROUNDS, retried: bool = False) -> Documents:
+    ledger = [plan.charge(r, [0, 1]) for r in range(1, rounds + 1)]
     if retried:
         ledger.insert(2, ledger[1])
-    return document(plan, ledger, [10, 8, 0, 12, 9], SUBJECT)
+    sizes = [10, 8, 0, 12, 9] if plan.facts.sampling == "poisson" else [10] * ROUNDS
+    return document(plan, ledger, sizes[:rounds], SUBJECT)
 
 
 def faults(statement: dict[str, Any], opening: dict[str, Any] | None = None) -> list[str]:
@@ -55,11 +63,11 @@ def faults(statement: dict[str, Any], opening: dict[str, Any] | None = None) -> 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("retried", [False, True])
 def test_what_a_run_states_holds(name, retried):
-    written = made(name, retried)
-    statement = json.loads(json.dumps(written.statement))
-    assert faults(statement) == faults(statement, written.opening) == []
+    given = made(name, retried)
+    statement = json.loads(json.dumps(given.statement))
+    assert faults(statement) == faults(statement, given.opening) == []
     claims = {c["adversary"]: c["epsilon"] for c in statement["claims"]}
-    if name not in ("clip only", "local"):
+    if name != "clip only" and not name.startswith("local"):
         assert (claims["model_recipient"] > 8.0) == retried, "a second attempt is a second release"
 
 
@@ -93,6 +101,51 @@ def test_what_is_changed_does_not_hold(lie):
     statement = copy.deepcopy(made("attested").statement)
     change(statement)
     assert check in faults(statement)
+
+
+@pytest.mark.parametrize(("name", "other"), [("central", "attested"), ("local, read", "local, hidden")])
+def test_the_operator_s_claim_is_not_changed_by_itself(name, other):
+    """In place of what an operator who reads every update is promised, what one is promised who reads none."""
+    honest, hiding = (json.loads(json.dumps(written(PLANS[n]).statement)) for n in (name, other))
+    assert [s["mechanism"]["operator_reads"] for s in (honest, hiding)] == ["updates", "sums"]
+    assert honest["claims"][0] == hiding["claims"][0]
+    assert honest["claims"][1] != hiding["claims"][1]
+    honest["claims"][1] = hiding["claims"][1]
+    assert {"server_operator: history", "server_operator: why"} <= set(faults(honest))
+    honest["mechanism"]["operator_reads"] = "sums"
+    assert faults(honest) == [], "another run's"
+
+
+def test_whoever_correlates_noise_reads_updates():
+    plan = ClientLevel(delta=1e-3, clip=0.5, noise_multiplier=2.0, bands=1)
+    hiding = written(plan.bind(facts(operator_reads_updates=False))).statement
+    assert faults(hiding) == ["statement: mechanism: operator_reads"]
+    assert faults(written(plan.bind(facts())).statement) == []
+
+
+def test_a_stated_0_is_of_what_costs_nothing():
+    plan = ClientLevel(delta=1e-12, clip=0.5, noise_multiplier=1e6, noise="local")
+    statement = written(plan.bind(facts(rounds=1)), 1).statement
+    tiny = statement["claims"][0]
+    assert tiny["epsilon"] == 0.0001
+    for name, check in (
+        ("epsilon", "epsilon"),
+        ("rdp_epsilon", "cross-check"),
+        ("epsilon_replace_one", "epsilon_replace_one"),
+    ):
+        lie = copy.deepcopy(statement)
+        lie["claims"][0][name] = 0.0
+        assert faults(lie) == [f"model_recipient: {check}"]
+    assert faults(statement) == faults(written(plan.bind(facts(rounds=1)), 0).statement) == []
+
+
+@pytest.mark.parametrize("schema", ["privbench.privacy-statement/1", "privbench.privacy-statement/2", 3, None])
+def test_another_schema_is_refused_by_name(schema):
+    statement = {**made("central").statement, "schema": schema}
+    del statement["mechanism"]["operator_reads"]
+    (check,) = verify(statement)
+    assert check.name == "form"
+    assert f"schema: {str(schema)!r}, and 'privbench.privacy-statement/3' is what" in str(check.fault)
 
 
 NUMBERS: list[tuple[Any, ...]] = [
@@ -137,13 +190,13 @@ def test_an_opening_is_of_its_statement_alone():
 
 
 def test_the_command(tmp_path, capsys):
-    written = made("central")
+    given = made("central")
     paths = [tmp_path / "statement.json", tmp_path / "opening.json"]
-    for path, content in zip(paths, (written.statement, written.opening), strict=True):
+    for path, content in zip(paths, (given.statement, given.opening), strict=True):
         path.write_text(json.dumps(content))
     assert dp(["verify", str(paths[0]), "--opening", str(paths[1])]) == 0
     assert capsys.readouterr().out.endswith("the statement holds\n")
-    paths[0].write_text(json.dumps({**written.statement, "model": "00"}))
+    paths[0].write_text(json.dumps({**given.statement, "model": "00"}))
     assert dp(["verify", str(paths[0]), "--json"]) == 1
     told = json.loads(capsys.readouterr().out)
     assert (told["holds"], told["checks"][0]["check"]) == (False, "form")
