@@ -23,7 +23,7 @@ from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.processes import Serial
 from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.measures.inference import Inference, Row, Scene, claim, logits, verdict
+from privbench.benchmarks.measures.inference import Inference, Row, Scene, claim, logits, of_record
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Data, Split
 from privbench.defenses.aggregation import Diverged
@@ -103,13 +103,14 @@ class Membership(Inference):
         scene.record.artifact("membership", arrays)
 
     def _epsilon(self, scene: Scene, scores: np.ndarray, members: np.ndarray) -> Row:
-        claimed = claim(scene.federation, scene.finished.state.ledger, ADVERSARY)
+        """Beside what is proven, without a verdict: who is a member was decided by no coin, so it is no bound."""
+        federation = scene.federation
+        claimed = of_record(federation, claim(federation, scene.finished.state.ledger, ADVERSARY))
         delta = claimed.delta or 0.0
         value = empirical_epsilon(scores, members, delta, self.confidence)
         row: Row = {"metric": "empirical_epsilon", "round": scene.finished.round, "adversary": ADVERSARY}
-        row |= {"value": value, "method": self.attack.name, "unit": claimed.unit or "record", "delta": delta}
-        # A guarantee for a client is one for each of its records.
-        return {**row, "confidence": self.confidence, **verdict(value, claimed, ADVERSARY)}
+        row |= {"value": value, "method": self.attack.name, "unit": "record", "delta": delta}
+        return {**row, "confidence": self.confidence, **claimed.stated}
 
 
 def _measured(scores: np.ndarray, members: np.ndarray, context: Row, suffix: str) -> Iterator[Row]:
