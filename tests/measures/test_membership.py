@@ -12,10 +12,18 @@ from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.measures import membership
 from privbench.benchmarks.measures.inference import Claim, claim, of_record
-from privbench.benchmarks.measures.membership import ADVERSARY, Membership, Shadow, pooled, train_shadow
+from privbench.benchmarks.measures.membership import (
+    ADVERSARY,
+    Membership,
+    Shadow,
+    pooled,
+    shadow_federation,
+    train_shadow,
+)
 from privbench.benchmarks.sweep import compose
 from privbench.defenses.accounting.accountant import Terms
 from privbench.defenses.accounting.plan import ClientLevel, Facts
+from privbench.defenses.channel import Plaintext
 
 PLAIN = ["task=digits", "task.records=200", "model=mlp", "federation.clients=4", "federation.rounds=2"]
 PLAIN += ["federation.workers=1"]
@@ -90,6 +98,32 @@ def test_the_number_of_workers_changes_nothing(tmp_path, do):
     metrics = [[r for r in rows if r["metric"].startswith(("membership", "empirical"))] for rows in (one, two)]
     assert metrics[0] == metrics[1]
     assert metrics[0]
+
+
+PRESENT = ["+defense.privacy.present=0.8", "defense.privacy.delta=1e-3"]
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        ["secagg_dp_distributed"],
+        ["secagg_dp_distributed", "defense.privacy.present=0.5", "defense.channel.late_dropout=0.1"],
+        ["tee_dp_distributed", *PRESENT, "federation.dropout=0.1"],
+        ["tee_dp"],
+    ],
+)
+def test_shadows_have_the_noise_of_the_runs_channel(tmp_path, defense):
+    name, *more = defense
+    defended = [*PLAIN, "federation.rounds=1", f"defense={name}", *more]
+    prepared = compose([*defended, "inference=lira", f"results_dir={tmp_path}"])
+    pool, members = pooled(prepared.federation.task.data, 10, 0)
+    job = Shadow(prepared.experiment, pool, members, 0)
+    made = shadow_federation(job, prepared.federation.device)
+    assert made.plan == prepared.federation.plan
+    assert type(made.session(made.start())).__name__ == "Plaintext"
+    found = train_shadow(prepared.federation.client_side(Plaintext()), job)
+    assert found is not None
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize(
