@@ -73,6 +73,13 @@ class Found:
         return self.proven, max(float(m.more.get("delta") or 0.0) for m in self.rows)
 
     @property
+    def adjacency(self) -> str | None:
+        """By which the proven epsilon holds; ``None`` where nothing is stated, or in old runs."""
+        own = self.rows[0].more.get("adjacency")
+        stated = self.arm.guarantees().get((self.unit, self.adversary))
+        return str(own) if own else stated.adjacency if stated else None
+
+    @property
     def empirical(self) -> tuple[float, ...]:
         return tuple(m.value for m in self.rows if m.value is not None)
 
@@ -167,6 +174,7 @@ def inference_table(results: Results) -> Table | None:
 def _record(found: Found) -> dict[str, object]:
     record: dict[str, object] = {"label": found.arm.label, "defense": found.arm.defense, "n": found.arm.n}
     record |= {"method": found.method, "adversary": found.adversary, "unit": found.unit}
+    record |= {"adjacency": found.adjacency, "simulated_population": False}
     record |= {"epsilon_proven": found.proven, "epsilon_empirical": max(found.empirical, default=None)}
     record |= {"violated": found.violated, "power": found.power}
     return record | {m: found.rate(m).mean for m in ("membership_auc", "membership_advantage", RATE)}

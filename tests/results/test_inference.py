@@ -28,7 +28,7 @@ def write(
     target = "Audit" if method == "canaries" else "Membership"
     path = fake.run(defense, seed=seed, settings={"inference": {"_target_": f"privbench.{target}"}})
     who = {"round": 5, "adversary": "model_recipient", "unit": unit, "method": method}
-    row: dict[str, Any] = {**who, "proven": PROVEN[defense], "delta": 1e-3}
+    row: dict[str, Any] = {**who, "proven": PROVEN[defense], "delta": 1e-3, "adjacency": "replace"}
     if (proven := PROVEN[defense]) is not None and epsilon > proven:
         row |= {"status": "violated", "reason": "more than is claimed"}
     lines = [line("empirical_epsilon", epsilon, **row)]
@@ -66,6 +66,7 @@ def test_a_row_has_the_largest_bound_of_all_seeds(fake):
     record = table.records[0]
     assert (record["epsilon_proven"], record["epsilon_empirical"], record["violated"]) == (8.0, 1.5, False)
     assert record["power"] == 0.93
+    assert (record["unit"], record["adjacency"], record["simulated_population"]) == ("record", "replace", False)
 
 
 def test_methods_share_a_table_and_a_figure(fake):
