@@ -129,7 +129,7 @@ class Audit(Inference):
         row = {**context, "adversary": adversary, "method": "canaries", "delta": delta, "part": part}
         numbers = {"canaries": found.canaries, "guesses": found.guesses, "correct": found.correct, "audits": audits}
         row |= {"value": found.epsilon, "confidence": self.confidence, **numbers}
-        yield {"metric": "empirical_epsilon", **row, **verdict(found.epsilon, claimed, adversary)}
+        yield {"metric": "empirical_epsilon", **row, **claimed.stated, **verdict(found.epsilon, claimed, adversary)}
         power_row = {"metric": "audit_power", **context, "adversary": adversary, "bug": "half the noise"}
         if claimed.history and isfinite(claimed.epsilon):
             yield {**power_row, "value": powers[len(parts["all"])].power}

@@ -23,11 +23,13 @@ from privbench.benchmarks.federation.client import ClientSide
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.federation.processes import Serial
 from privbench.benchmarks.federation.randomness import stream
-from privbench.benchmarks.measures.inference import Inference, Row, Scene, claim, logits, verdict
+from privbench.benchmarks.federation.server import ServerState
+from privbench.benchmarks.measures.inference import Inference, Row, Scene, claim, logits, of_record
 from privbench.benchmarks.tasks.models.architecture import make
 from privbench.benchmarks.tasks.task import Data, Split
+from privbench.defenses.accounting import Facts, Plan
 from privbench.defenses.aggregation import Diverged
-from privbench.defenses.channel import Plaintext
+from privbench.defenses.channel import Plaintext, Setup
 
 if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Experiment
@@ -103,13 +105,14 @@ class Membership(Inference):
         scene.record.artifact("membership", arrays)
 
     def _epsilon(self, scene: Scene, scores: np.ndarray, members: np.ndarray) -> Row:
-        claimed = claim(scene.federation, scene.finished.state.ledger, ADVERSARY)
+        """Beside what is proven, without a verdict: who is a member was decided by no coin, so it is no bound."""
+        federation = scene.federation
+        claimed = of_record(federation, claim(federation, scene.finished.state.ledger, ADVERSARY))
         delta = claimed.delta or 0.0
         value = empirical_epsilon(scores, members, delta, self.confidence)
         row: Row = {"metric": "empirical_epsilon", "round": scene.finished.round, "adversary": ADVERSARY}
-        row |= {"value": value, "method": self.attack.name, "unit": claimed.unit or "record", "delta": delta}
-        # A guarantee for a client is one for each of its records.
-        return {**row, "confidence": self.confidence, **verdict(value, claimed, ADVERSARY)}
+        row |= {"value": value, "method": self.attack.name, "unit": "record", "delta": delta}
+        return {**row, "confidence": self.confidence, **claimed.stated}
 
 
 def _measured(scores: np.ndarray, members: np.ndarray, context: Row, suffix: str) -> Iterator[Row]:
@@ -176,24 +179,7 @@ def train_shadow(side: ClientSide, job: Shadow) -> np.ndarray | None:
 
     Runs in a worker, one client after another.
     """
-    experiment, pool = job.experiment, job.pool
-    data = experiment.task.data
-    x, y = data.train.x.clone(), data.train.y.clone()
-    chosen = torch.from_numpy(np.nonzero(job.inside)[0])
-    x[pool.members], y[pool.members] = pool.records.x[chosen], pool.records.y[chosen]
-    given = Given(Data(Split(x, y, data.train.group), data.test, data.spec))
-    task = replace(experiment.task, source=given, records=None)
-    seed = stream(experiment.seed, "shadow", 0, job.number).initial_seed()
-    federation = Federation(
-        settings=experiment.federation,
-        task=task,
-        model=make(experiment.model, task.spec, seed),
-        # What a model recipient gets doesn't depend on how updates travelled.
-        defense=replace(experiment.defense, channel=Plaintext()),
-        seed=seed,
-        device=side.device,
-        architecture=experiment.model,
-    )
+    federation = shadow_federation(job, side.device)
     own = federation.client_side()
     state = federation.start()
     try:
@@ -202,7 +188,59 @@ def train_shadow(side: ClientSide, job: Shadow) -> np.ndarray | None:
     except Diverged:
         return None
     federation.layout.write(state.model, federation.model)
-    return scaled(logits(federation.model, pool.records).numpy(), pool.records.y.numpy())
+    records = job.pool.records
+    return scaled(logits(federation.model, records).numpy(), records.y.numpy())
+
+
+def shadow_federation(job: Shadow, device: torch.device) -> Federation:
+    """The run's federation, with the candidates of ``job`` in the places of the members, and another seed."""
+    experiment, pool = job.experiment, job.pool
+    data = experiment.task.data
+    x, y = data.train.x.clone(), data.train.y.clone()
+    chosen = torch.from_numpy(np.nonzero(job.inside)[0])
+    x[pool.members], y[pool.members] = pool.records.x[chosen], pool.records.y[chosen]
+    given = Given(Data(Split(x, y, data.train.group), data.test, data.spec))
+    task = replace(experiment.task, source=given, records=None)
+    seed = stream(experiment.seed, "shadow", 0, job.number).initial_seed()
+    channel, out = experiment.defense.channel, experiment.federation.dropout
+    late = channel.dropout
+    if not isinstance(channel, Plaintext):
+        channel = Unsealed(channel.plaintext, channel.sums_only, channel.grid)
+    return Federation(
+        # Who drops out of the run's channel doesn't answer here, so that sums hold as much noise.
+        settings=replace(experiment.federation, dropout=out + late - out * late),
+        task=task,
+        model=make(experiment.model, task.spec, seed),
+        defense=replace(experiment.defense, channel=channel),
+        seed=seed,
+        device=device,
+        architecture=experiment.model,
+    )
+
+
+@dataclass(frozen=True)
+class Unsealed:
+    """In place of another channel: the same messages, with the same noise, in the open.
+
+    What a model's recipient gets doesn't depend on how updates travelled, but on what was sent: noise on the channel's
+    grid, or shares of noise that count on a sum. A round that the channel would refuse for too few clients is done.
+
+    Args:
+        plaintext, sums_only, grid: as that channel has it.
+    """
+
+    plaintext: bool
+    sums_only: bool
+    grid: float | None
+    apart: bool = field(default=False, init=False)
+    isolation: str = field(default="same_process", init=False)
+    dropout: float = field(default=0.0, init=False)
+
+    def check(self, facts: Facts, weighting: str, plan: Plan | None) -> None:
+        pass
+
+    def start(self, setup: Setup, state: ServerState) -> Plaintext:
+        return Plaintext()
 
 
 @dataclass(frozen=True, eq=False)

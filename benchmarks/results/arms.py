@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isinf, sqrt
 from typing import Any
@@ -186,9 +186,9 @@ class Arm:
         found = [[s for s in r.statements if (s.unit, s.adversary) == pair] for r in self.runs]
         stated = [s for each in found for s in each]
         if not all(found):
-            return Statement(*pair, inf, None, any(s.simulated for s in stated))
+            return Statement(*pair, inf, None, any(s.simulated for s in stated), stated[0].adjacency)
         weakest = max(stated, key=lambda s: (s.epsilon, s.delta or 0.0))
-        return Statement(*pair, weakest.epsilon, weakest.delta, any(s.simulated for s in stated))
+        return replace(weakest, simulated=any(s.simulated for s in stated))
 
 
 def group(runs: Iterable[Run], revisions: bool = False) -> list[Arm]:

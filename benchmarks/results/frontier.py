@@ -197,44 +197,43 @@ def draw(found: Sequence[Panel]) -> Figure:
 
 
 def frontier_table(results: Results) -> Table | None:
-    """One row a defense, epsilon, unit and adversary, with every measure; ``None`` where there is no frontier."""
+    """One row a defense, epsilon, unit and adversary, with every measure; ``None`` where there is no frontier.
+
+    A row's n and seeds are those of accuracy. Runs with a poisoner may have others: a measure that does names them.
+    """
     every = [p for found in panels(results) for p in found]
     if not every:
         return None
     measures = list(dict.fromkeys(p.measure for p in every))
-    rows: dict[tuple[Any, ...], dict[str, Estimate]] = {}
-    facts: dict[tuple[Any, ...], Arm] = {}
+    rows: dict[tuple[Any, ...], dict[str, tuple[Arm, Estimate]]] = {}
     for panel in every:
         for name, points in panel.lines.items():
             for x, arm, value in points:
                 key = (without(arm.runs[0].settings, APART), panel.unit, panel.adversary, name, x)
-                rows.setdefault(key, {})[panel.measure.key] = value
-                facts[key] = arm
+                rows.setdefault(key, {})[panel.measure.key] = (arm, value)
     headers = ("task", "unit", "against", "defense", "ε", "n", *(m.label.replace("\n", " ") for m in measures))
     cells, records = [], []
     for key, found in rows.items():
         _, unit, adversary, name, x = key
-        arm = facts[key]
+        arm = next(found[k][0] for k in ("accuracy", *found) if k in found)
         stated = arm.guarantees().get((unit, adversary))
         task = str(arm.runs[0].choices.get("task") or "—")
-        shown = tuple(
-            number(found[m.key], 1 if m.scale > 1 or m.name == "psnr_db" else 3) if m.key in found else "—"
-            for m in measures
-        )
+        shown = tuple(_cell(m, *found[m.key], arm) if m.key in found else "—" for m in measures)
         cells.append((task, unit, words(adversary), name, "∞" if x == inf else f"{x:.3g}", f"n={arm.n}", *shown))
         records.append(
             {
                 "task": task,
                 "unit": unit,
                 "adversary": adversary,
-                "adjacency": _adjacency(arm, unit, adversary),
+                "adjacency": stated.adjacency if stated else None,
                 "defense": name,
                 "epsilon": None if x == inf else x,
                 "delta": stated.delta if stated else None,
                 "simulated_population": False,
-                "seeds": " ".join(map(str, arm.seeds)),
-                **{m.key: found[m.key].mean if m.key in found else None for m in measures},
-                **{f"{m.key}_half_width": found[m.key].half_width if m.key in found else None for m in measures},
+                "seeds": _seeds(arm),
+                **{m.key: found[m.key][1].mean if m.key in found else None for m in measures},
+                **{f"{m.key}_half_width": found[m.key][1].half_width if m.key in found else None for m in measures},
+                **{f"{m.key}_seeds": _seeds(found[m.key][0]) if m.key in found else None for m in measures},
             }
         )
     notes = (
@@ -244,11 +243,14 @@ def frontier_table(results: Results) -> Table | None:
     return Table(headers, tuple(cells), notes, tuple(records))
 
 
-def _adjacency(arm: Arm, unit: str, adversary: str) -> str | None:
-    for said in arm.runs[0].manifest.get("privacy") or ():
-        if (said["unit"], said["adversary"]) == (unit, adversary):
-            return said.get("adjacency")
-    return None
+def _cell(measure: Measure, arm: Arm, value: Estimate, row: Arm) -> str:
+    """The value, and its seeds where they aren't the row's."""
+    shown = number(value, 1 if measure.scale > 1 or measure.name == "psnr_db" else 3)
+    return shown if arm.seeds == row.seeds else f"{shown} (seed{'s' if arm.n > 1 else ''} {_seeds(arm)})"
+
+
+def _seeds(arm: Arm) -> str:
+    return " ".join(map(str, arm.seeds))
 
 
 def _percent(value: float | None) -> float | None:

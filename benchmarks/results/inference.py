@@ -61,13 +61,32 @@ class Found:
         return max(inf if p is None else float(p) for p in stated)
 
     @property
+    def of_record(self) -> bool:
+        """Whether it is of records under a guarantee for clients."""
+        return isfinite(self.proven) and self.unit == "record" and ("client", self.adversary) in self.arm.guarantees()
+
+    @property
+    def allowed(self) -> tuple[float, float] | None:
+        """The weakest (epsilon, delta) that is proven of a single record, if it is in every seed."""
+        if self.unit != "record" or not isfinite(self.proven):
+            return None
+        return self.proven, max(float(m.more.get("delta") or 0.0) for m in self.rows)
+
+    @property
+    def adjacency(self) -> str | None:
+        """By which the proven epsilon holds; ``None`` where nothing is stated, or in old runs."""
+        own = self.rows[0].more.get("adjacency")
+        stated = self.arm.guarantees().get((self.unit, self.adversary))
+        return str(own) if own else stated.adjacency if stated else None
+
+    @property
     def empirical(self) -> tuple[float, ...]:
         return tuple(m.value for m in self.rows if m.value is not None)
 
     @property
     def violated(self) -> bool:
-        """Whether a seed found more than is proven."""
-        return any(m.status == "violated" for m in self.rows)
+        """Whether a seed's canaries found more than is proven; membership inference is no bound."""
+        return self.method == "canaries" and any(m.status == "violated" for m in self.rows)
 
     @cached_property
     def power(self) -> float | None:
@@ -93,10 +112,15 @@ def inferred(results: Results) -> list[Found]:
     found = []
     for runs in by_inference.values():
         for arm in replace(results, runs=tuple(runs)).arms():
-            rows = [m for r in arm.runs for m in r.metrics if m.name == "empirical_epsilon"]
-            for adversary in sorted({str(m.adversary) for m in rows}):
-                found.append(Found(arm, adversary, tuple(m for m in rows if m.adversary == adversary)))
+            found += of_arm(arm)
     return found
+
+
+def of_arm(arm: Arm) -> list[Found]:
+    """By adversary."""
+    rows = [m for r in arm.runs for m in r.metrics if m.name == "empirical_epsilon"]
+    adversaries = sorted({str(m.adversary) for m in rows})
+    return [Found(arm, a, tuple(m for m in rows if m.adversary == a)) for a in adversaries]
 
 
 @dataclass(frozen=True)
@@ -150,6 +174,7 @@ def inference_table(results: Results) -> Table | None:
 def _record(found: Found) -> dict[str, object]:
     record: dict[str, object] = {"label": found.arm.label, "defense": found.arm.defense, "n": found.arm.n}
     record |= {"method": found.method, "adversary": found.adversary, "unit": found.unit}
+    record |= {"adjacency": found.adjacency, "simulated_population": False}
     record |= {"epsilon_proven": found.proven, "epsilon_empirical": max(found.empirical, default=None)}
     record |= {"violated": found.violated, "power": found.power}
     return record | {m: found.rate(m).mean for m in ("membership_auc", "membership_advantage", RATE)}
@@ -170,8 +195,10 @@ def _notes(found: Sequence[Found]) -> Iterable[str]:
     if any(f.power is not None for f in found):
         yield "power: probability that the audit finds half the noise, for the best adversary that the claim allows."
     for f in found:
-        for m in f.rows:
+        for m in f.rows if f.violated else ():
             if m.status == "violated":
                 yield f"BUG FOUND in {f.arm.label}: {m.reason}"
     if any(isfinite(f.proven) and f.method != "canaries" for f in found):
-        yield "Membership inference bounds ε loosely: it is of one model, whose records aren't independent."
+        yield "Membership inference's ε is no bound: members were chosen by no coin, and share one model."
+    if any(f.of_record for f in found):
+        yield "A client's guarantee proves of one record what it does if another takes its place (updates 2 C apart)."

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from privbench.attacks.inference.membership import bound
 from privbench.benchmarks.results.arms import Arm
-from privbench.benchmarks.results.inference import Found, curves, inferred
+from privbench.benchmarks.results.inference import Found, curves, inferred, of_arm
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.style import (
     COLOURS,
@@ -150,10 +150,10 @@ def _name(arm: Arm) -> str:
 
 
 def _allowed(axes: Axes, arm: Arm, rates: np.ndarray, colour: Any) -> None:
-    """The weakest finite guarantee against the model's recipient; a client's is one for each of its records."""
-    for (_, adversary), said in arm.guarantees().items():
-        if adversary == "model_recipient" and isfinite(said.epsilon):
-            axes.plot(rates, bound(said.epsilon, said.delta or 0.0, rates), color=colour, linestyle="--", linewidth=0.9)
+    """What is proven of single records, as the candidates are; a client's epsilon is not."""
+    for found in of_arm(arm):
+        if found.adversary == "model_recipient" and found.method != "canaries" and found.allowed:
+            axes.plot(rates, bound(*found.allowed, rates), color=colour, linestyle="--", linewidth=0.9)
 
 
 def _legend(figure: Figure, entries: Sequence[tuple[Sequence[Any], Sequence[Any]]]) -> None:

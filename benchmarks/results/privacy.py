@@ -14,6 +14,8 @@ from privbench.benchmarks.results.style import comparable
 from privbench.benchmarks.results.tabular import Table
 
 ADVERSARIES = ("server_operator", "model_recipient")
+ASKED = ("epsilon", "noise_multiplier", "delta", "clip", "adjacency", "accountant")
+"""Of a plan, what its noise follows from; what is at its default is in no run's settings."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,13 @@ class Mechanism:
 
     @property
     def target(self) -> str:
-        """Equal for mechanisms that may be compared: same setup, cohort, clip, delta and epsilon asked for."""
+        """Equal for mechanisms that may be compared: same setup, cohort and clip, and the same guarantee asked for.
+
+        One epsilon takes other noise by another adjacency (twice as much by ``replace``) or accountant.
+        """
         run = self.arm.runs[0]
         plan = (run.settings.get("defense") or {}).get("privacy") or {}
-        asked = {k: plan.get(k) for k in ("epsilon", "noise_multiplier", "delta", "clip")}
+        asked = {k: plan.get(k) for k in ASKED}
         return canonical({"setup": run.setup_key, "cohort": self.cohort, **asked})
 
 
@@ -113,12 +118,13 @@ def _record(arm: Arm, found: dict[str, Mechanism]) -> dict[str, object]:
     said, own = arm.guarantees(), found.get(arm.key)
     central = reference(own, found.values()) if own else None
     record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "n": arm.n}
-    record["noise_added_by"] = own.by if own else None
+    record |= {"noise_added_by": own.by if own else None, "unit": "client"}
     for adversary in ADVERSARIES:
         stated = said.get(("client", adversary))
         record[f"epsilon[{adversary}]"] = stated.epsilon if stated else inf
+        record[f"adjacency[{adversary}]"] = stated.adjacency if stated else None
         record[f"simulated[{adversary}]"] = stated.simulated if stated else None
-    record["delta"] = next((s.delta for s in said.values()), None)
+    record |= {"delta": next((s.delta for s in said.values()), None), "simulated_population": False}
     low, high = own.interval if own else (None, None)
     record |= {"noise_std": own and own.theory, "noise_std_measured": own and own.measured}
     record |= {"noise_std_measured_low": low, "noise_std_measured_high": high}
@@ -152,6 +158,9 @@ def _notes(arms: list[Arm], found: dict[str, Mechanism]) -> list[str]:
         notes.append(
             "TIMES CENTRAL MIXES ADVERSARIES: central noise is amplified by sampling, against recipients alone."
         )
+    asked = {m.target for m in found.values() if m.by == "central"}
+    if any(m.target not in asked for m in found.values()):
+        notes.append("times central —: no central noise here was asked for the same ε, δ, clip, adjacency, accountant.")
     if any("software TEE" in a.more for a in arms):
         notes.append("software TEE: the attestation is emulated, and nothing is assured by hardware.")
     return notes

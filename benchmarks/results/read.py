@@ -104,7 +104,8 @@ def _statement(found: Any, path: Path) -> Statement:
         raise MalformedError(path, 1, f"'privacy': adversary {adversary!r} is not a name")
     if epsilon is not None and not (isinstance(epsilon, int | float) and epsilon >= 0):
         raise MalformedError(path, 1, f"'privacy': epsilon {epsilon!r} is neither null nor a number from 0")
-    return Statement(found["unit"], adversary, inf if epsilon is None else epsilon, delta, bool(found.get("simulated")))
+    value, simulated = inf if epsilon is None else epsilon, bool(found.get("simulated"))
+    return Statement(found["unit"], adversary, value, delta, simulated, found.get("adjacency"))
 
 
 def read_metrics(path: Path, running: bool) -> tuple[Metric, ...]:

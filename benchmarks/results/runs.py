@@ -47,6 +47,7 @@ class Statement:
         unit: neighbouring data sets differ in one ``"record"``, ``"patient"`` or ``"client"``.
         adversary: against whom it holds.
         simulated: noise or sampling came from a seed, so that it is no guarantee against whoever knows the seed.
+        adjacency: what neighbours are, ``"add_remove"``, ``"zero_out"`` or ``"replace"``; ``None`` in old manifests.
     """
 
     unit: str
@@ -54,6 +55,7 @@ class Statement:
     epsilon: float
     delta: float | None
     simulated: bool
+    adjacency: str | None = None
 
 
 @dataclass(frozen=True)

@@ -194,10 +194,12 @@ def _record(arm: Arm, arms: list[Arm], fate: Fate) -> dict[str, object]:
             record |= {**_numbers(f"{metric}[{adversary}]", found), f"{metric}[{adversary}]_state": found.state}
             record |= _numbers(f"{metric}_baseline[{adversary}]", best[1] if best else None)
             record[f"{metric}_baseline[{adversary}]_name"] = best[0] if best else None
-    own = arm.guarantees()
-    for pair in sorted({p for a in arms for p in a.guarantees()}):
+    own, pairs = arm.guarantees(), sorted({p for a in arms for p in a.guarantees()})
+    record |= {"simulated_population": False} if pairs else {}
+    for pair in pairs:
         name, stated = f"[{pair[0]},{pair[1]}]", own.get(pair)
         record[f"epsilon{name}"] = "inf" if stated is None else stated.epsilon
+        record[f"adjacency{name}"] = stated.adjacency if stated else None
         record[f"delta{name}"] = stated.delta if stated else None
         record[f"simulated{name}"] = stated.simulated if stated else None
     each, total = seconds(arm)

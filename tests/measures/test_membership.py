@@ -1,5 +1,9 @@
 """Membership inference in real runs, and what its shadow federations are trained on."""
 
+from math import inf
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,19 @@ import torch
 from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.federation import Federation
 from privbench.benchmarks.measures import membership
-from privbench.benchmarks.measures.membership import Membership, Shadow, pooled, train_shadow
+from privbench.benchmarks.measures.inference import Claim, claim, of_record
+from privbench.benchmarks.measures.membership import (
+    ADVERSARY,
+    Membership,
+    Shadow,
+    pooled,
+    shadow_federation,
+    train_shadow,
+)
 from privbench.benchmarks.sweep import compose
+from privbench.defenses.accounting.accountant import Terms
+from privbench.defenses.accounting.plan import ClientLevel, Facts
+from privbench.defenses.channel import Plaintext
 
 PLAIN = ["task=digits", "task.records=200", "model=mlp", "federation.clients=4", "federation.rounds=2"]
 PLAIN += ["federation.workers=1"]
@@ -85,6 +100,32 @@ def test_the_number_of_workers_changes_nothing(tmp_path, do):
     assert metrics[0]
 
 
+PRESENT = ["+defense.privacy.present=0.8", "defense.privacy.delta=1e-3"]
+
+
+@pytest.mark.parametrize(
+    "defense",
+    [
+        ["secagg_dp_distributed"],
+        ["secagg_dp_distributed", "defense.privacy.present=0.5", "defense.channel.late_dropout=0.1"],
+        ["tee_dp_distributed", *PRESENT, "federation.dropout=0.1"],
+        ["tee_dp"],
+    ],
+)
+def test_shadows_have_the_noise_of_the_runs_channel(tmp_path, defense):
+    name, *more = defense
+    defended = [*PLAIN, "federation.rounds=1", f"defense={name}", *more]
+    prepared = compose([*defended, "inference=lira", f"results_dir={tmp_path}"])
+    pool, members = pooled(prepared.federation.task.data, 10, 0)
+    job = Shadow(prepared.experiment, pool, members, 0)
+    made = shadow_federation(job, prepared.federation.device)
+    assert made.plan == prepared.federation.plan
+    assert type(made.session(made.start())).__name__ == "Plaintext"
+    found = train_shadow(prepared.federation.client_side(Plaintext()), job)
+    assert found is not None
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize(
     ("option", "change", "field", "hint"),
     [
@@ -103,3 +144,57 @@ def test_what_makes_no_sense_is_refused(tmp_path, option, change, field, hint):
 
 def test_the_default_is_lira():
     assert Membership().attack.name == "lira_online"
+
+
+FACTS = {"clients": 4, "rounds": 5, "records": (9,) * 4, "batch": (3,) * 4, "steps": (1,) * 4}
+
+
+def claimed(participation: float = 1.0, sampling: Any = "poisson", **more: Any) -> tuple[Any, Claim]:
+    facts = Facts(**FACTS, participation=participation, sampling=sampling)
+    plan = ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=2.0, **more).bind(facts)
+    federation: Any = SimpleNamespace(plan=plan)
+    return federation, claim(federation, [plan.charge(n, range(4)) for n in range(1, 6)], ADVERSARY)
+
+
+@pytest.mark.parametrize("noise", ["central", "distributed"])
+def test_a_record_has_the_epsilon_of_replacing_a_clients_update(noise):
+    federation, client = claimed(noise=noise)
+    assert client.epsilon == pytest.approx(3.61, abs=0.01)
+    record = of_record(federation, client)
+    assert (record.unit, record.adjacency, record.delta) == ("record", "replace", 1e-3)
+    assert record.epsilon == pytest.approx(Terms("pld", "replace").epsilon([((1.0, 2.0), 5)], 1e-3), abs=1e-4)
+    assert record.epsilon == pytest.approx(8.79, abs=0.01)
+    assert record.stated == {"proven": record.epsilon, "adjacency": "replace", "simulated_population": False}
+
+
+def test_a_claim_by_replacement_is_one_for_each_record():
+    federation, client = claimed(adjacency="replace")
+    assert of_record(federation, client).epsilon == client.epsilon
+
+
+def test_where_replacement_has_no_proof_a_record_has_none():
+    federation, client = claimed(participation=0.5, accountant="rdp")
+    assert client.epsilon < inf
+    record = of_record(federation, client)
+    assert (record.epsilon, record.unit) == (inf, "record")
+
+
+def test_a_claim_for_records_stays_as_it_is():
+    own = Claim("record", 2.0, 1e-5, [(1.0, 1.0, 1)], "add_remove")
+    nothing: Any = SimpleNamespace(plan=None)
+    assert of_record(nothing, own) is own
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_membership_stands_beside_what_is_proven_without_a_verdict(monkeypatch, private):
+    federation, client = claimed()
+    monkeypatch.setattr(membership, "claim", lambda *_: client if private else Claim(None, inf, None))
+    state = SimpleNamespace(ledger=[])
+    scene: Any = SimpleNamespace(federation=federation, finished=SimpleNamespace(round=5, state=state))
+    members = np.arange(200_000) % 2 == 0
+    # A shift between training and test data that nobody had to leak.
+    row = Membership()._epsilon(scene, np.where(members, 1.0, 0.0), members)
+    assert (row["unit"], row["simulated_population"]) == ("record", False)
+    assert row["proven"] == (pytest.approx(8.79, abs=0.01) if private else None)
+    assert row["value"] > 8.8
+    assert "status" not in row

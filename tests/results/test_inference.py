@@ -17,15 +17,18 @@ from privbench.benchmarks.results.style import save
 
 from .conftest import Fake, line
 
-PROVEN = {"none": None, "dp_local": 8.0}
-SLOPE = {"none": 0.2, "dp_local": 0.8}
+ARMS = ("none", "dp_local")
+PROVEN = {"none": None, "dp_local": 8.0, "dp_central": 8.79}
+SLOPE = {"none": 0.2, "dp_local": 0.8, "dp_central": 0.8}
 
 
-def write(fake: Any, defense: str, seed: int = 0, method: str = "canaries", epsilon: float = 1.0) -> Path:
+def write(
+    fake: Any, defense: str, seed: int = 0, method: str = "canaries", epsilon: float = 1.0, unit: str = "record"
+) -> Path:
     target = "Audit" if method == "canaries" else "Membership"
     path = fake.run(defense, seed=seed, settings={"inference": {"_target_": f"privbench.{target}"}})
-    who = {"round": 5, "adversary": "model_recipient", "unit": "record", "method": method}
-    row: dict[str, Any] = {**who, "proven": PROVEN[defense]}
+    who = {"round": 5, "adversary": "model_recipient", "unit": unit, "method": method}
+    row: dict[str, Any] = {**who, "proven": PROVEN[defense], "delta": 1e-3, "adjacency": "replace"}
     if (proven := PROVEN[defense]) is not None and epsilon > proven:
         row |= {"status": "violated", "reason": "more than is claimed"}
     lines = [line("empirical_epsilon", epsilon, **row)]
@@ -43,7 +46,7 @@ def write(fake: Any, defense: str, seed: int = 0, method: str = "canaries", epsi
 
 
 def sweep(fake: Fake, epsilon: float = 1.0) -> Path:
-    runs = [write(fake, d, s, m, epsilon) for d in PROVEN for s in (0, 1) for m in ("canaries", "lira_online")]
+    runs = [write(fake, d, s, m, epsilon) for d in ARMS for s in (0, 1) for m in ("canaries", "lira_online")]
     return fake.sweep(*runs)
 
 
@@ -63,6 +66,7 @@ def test_a_row_has_the_largest_bound_of_all_seeds(fake):
     record = table.records[0]
     assert (record["epsilon_proven"], record["epsilon_empirical"], record["violated"]) == (8.0, 1.5, False)
     assert record["power"] == 0.93
+    assert (record["unit"], record["adjacency"], record["simulated_population"]) == ("record", "replace", False)
 
 
 def test_methods_share_a_table_and_a_figure(fake):
@@ -89,8 +93,34 @@ def test_a_bug_is_named_in_table_and_figure(fake):
     assert any(t.endswith("BUG") for t in texts(figure))
 
 
+def test_membership_inference_finds_no_bug(fake):
+    runs = [write(fake, "dp_local", method=m, epsilon=9.0) for m in ("canaries", "lira_online")]
+    table = inference.inference_table(load(fake.sweep(*runs)))
+    assert table is not None
+    assert {r["method"]: r["violated"] for r in table.records} == {"canaries": True, "lira_online": False}
+    assert table.text().count("9 BUG") == sum("BUG FOUND" in n for n in table.notes) == 1
+    assert any("no bound: members were chosen by no coin" in n for n in table.notes)
+
+
+@pytest.mark.parametrize(("unit", "lines"), [("record", 1), ("client", 0)])
+def test_a_clients_epsilon_bounds_no_curve_of_records(fake, unit, lines):
+    # dp_central's own statement is epsilon 4 for a client; its row says what is proven of a record.
+    path = write(fake, "dp_central", 0, "lira_online", unit=unit)
+    results = load(fake.sweep(path))
+    figure = inference_figures.membership_roc(results)
+    assert figure is not None
+    dashed = [x for x in figure.axes[0].lines if x.get_linestyle() == "--" and len(points(x)[0]) > 2]
+    assert len(dashed) == lines
+    if lines:
+        x, y = points(dashed[0])
+        np.testing.assert_allclose(y[0], 1 - np.exp(-8.79) * (1 - 1e-3 - x[0]))
+        table = inference.inference_table(results)
+        assert table is not None
+        assert any("another takes its place" in n for n in table.notes)
+
+
 def test_curves_stand_beside_what_the_guarantee_allows(fake):
-    runs = [write(fake, d, s, "lira_online") for d in PROVEN for s in (0, 1)]
+    runs = [write(fake, d, s, "lira_online") for d in ARMS for s in (0, 1)]
     figure = inference_figures.membership_roc(load(fake.sweep(*runs)))
     assert figure is not None
     attack, baseline = figure.axes

@@ -17,8 +17,8 @@ PLAN = {"epsilon": 8.0, "delta": 1e-3, "clip": 0.3}
 def statements(operator: float | None, recipient: float | None) -> list[dict[str, Any]]:
     fields = {"unit": "client", "delta": 1e-3, "simulated": True}
     return [
-        {**fields, "adversary": "server_operator", "epsilon": operator},
-        {**fields, "adversary": "model_recipient", "epsilon": recipient},
+        {**fields, "adversary": "server_operator", "epsilon": operator, "adjacency": "zero_out"},
+        {**fields, "adversary": "model_recipient", "epsilon": recipient, "adjacency": "add_remove"},
     ]
 
 
@@ -89,6 +89,25 @@ def test_mechanisms_for_other_targets_are_not_set_against_each_other(mechanism):
     found = privacy(load(path.parents[1]))
     assert found is not None
     assert [r["times_central"] for r in found.records] == [None, 1.0]  # central noise against itself
+
+
+@pytest.mark.parametrize("other", [{"adjacency": "replace"}, {"accountant": "rdp"}])
+def test_noise_by_another_adjacency_or_accountant_is_no_reference(mechanism, other):
+    mechanism("once", "central", 0.04, (8.0, 8.0), plan={**PLAN, **other})
+    path = mechanism("by_clients", "local", 0.02 * math.sqrt(20), (8.0, 1.24))
+    found = privacy(load(path.parents[1]))
+    assert found is not None
+    assert {r["defense"]: r["times_central"] for r in found.records} == {"once": 1.0, "by_clients": None}
+    assert any("adjacency, accountant" in n for n in found.notes)
+
+
+def test_each_row_says_unit_adjacency_and_population(concert):
+    found = privacy(load(concert()))
+    assert found is not None
+    assert all((r["unit"], r["simulated_population"]) == ("client", False) for r in found.records)
+    rows = {r["defense"]: (r["adjacency[server_operator]"], r["adjacency[model_recipient]"]) for r in found.records}
+    assert rows["once"] == ("zero_out", "add_remove")
+    assert rows["none"] == (None, None)
 
 
 def test_central_noise_that_sampling_amplifies_is_said_to_mix_adversaries(mechanism):
