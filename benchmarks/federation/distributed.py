@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any, NoReturn
 
 import torch
@@ -70,15 +70,17 @@ class Distributed:
 
 @dataclass(frozen=True)
 class Begin:
-    """Make a run's context of ``origin``."""
+    """Start ``number``: make a run's context of ``origin``."""
 
+    number: int
     origin: Origin
 
 
 @dataclass(frozen=True)
 class Began:
-    """A rank has, and what it found; ``error`` if it couldn't."""
+    """A rank has made start ``number``, and what it found; ``error`` if it couldn't."""
 
+    number: int
     facts: dict[str, Any]
     error: Exception | None = None
 
@@ -111,6 +113,9 @@ class Done:
     error: Exception | None = None
 
 
+_starts = count()
+
+
 class Ranks:
     """Client functions in all ranks, this one included; results in order within a bounded window.
 
@@ -130,13 +135,15 @@ class Ranks:
         import torch.optim  # noqa: F401
 
         self._context, self._group, self._chunk, self._turn, self._open = context, group, chunk, 0, True
-        group.post(Begin(origin))
+        start = next(_starts)
+        group.post(Begin(start, origin))
         waiting = set(group.others)
         while waiting:
             found = group.take()
             assert found is not None
             rank, answer = found
-            if isinstance(answer, Began):  # else it is of a run before, which ended in the middle of a map
+            # Else it is of a run before, which ended in the middle of a map or of its start.
+            if isinstance(answer, Began) and answer.number == start:
                 self._compare(rank, answer, origin)
                 waiting.remove(rank)
 
@@ -259,12 +266,12 @@ def serve(group: Group, make: Callable[[Origin], tuple[Any, dict[str, Any]]]) ->
         found = group.take()
         assert found is not None
         match found[1]:
-            case Begin(origin):
+            case Begin(number, origin):
                 try:
                     context, facts = make(origin)
-                    group.post(Began(facts))
+                    group.post(Began(number, facts))
                 except Exception as error:
-                    group.post(Began({}, RuntimeError(f"{type(error).__name__}: {error}")))
+                    group.post(Began(number, {}, RuntimeError(f"{type(error).__name__}: {error}")))
             case Share(name, value):
                 getattr(context, name).copy_(torch.from_numpy(value))
             case Work(turn, number, function, items):

@@ -21,6 +21,8 @@ FEATURES = ("SEV", "SEV-ES", "SEV-SNP")
 PROVIDERS = {"sev_guest": "AMD SEV-SNP guest", "tdx_guest": "Intel TDX guest", "arm_cca_guest": "Arm CCA realm"}
 _CONFIGFS = "sys/kernel/config/tsm/report"
 _ACTIVE = re.compile(r"Memory Encryption Features active:\s*(.+)")
+_BOOT = re.compile(r"Linux version \d")
+"""The kernel's first line."""
 
 Sign = dict[str, Any]
 
@@ -58,7 +60,7 @@ def messages(root: Path) -> str | None:
         # Not text(): /dev/kmsg hands out one message a read, and blocks after the last one.
         handle = os.open(root / "dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return probe.text(root, "var/log/dmesg") or probe.text(root, "var/log/kern.log")
+        return probe.text(root, "var/log/dmesg") or _last_boot(probe.text(root, "var/log/kern.log", end=True))
     found: list[bytes] = []
     try:
         while len(found) < 2**16 and (one := os.read(handle, 8192)):
@@ -68,6 +70,12 @@ def messages(root: Path) -> str | None:
     finally:
         os.close(handle)
     return b"".join(found).decode(errors="replace") or None
+
+
+def _last_boot(log: str | None) -> str | None:
+    """Of a log that is kept over boots what the last one wrote. One that began before is the only one in it."""
+    starts = [found.start() for found in _BOOT.finditer(log or "")]
+    return log[starts[-1] :] if log and starts else log
 
 
 def _sign(name: str, strength: str, found: bool | None, says: str) -> Sign:

@@ -7,7 +7,7 @@ from privbench.benchmarks.overhead.plan_arms import BASE, Arm
 from privbench.benchmarks.overhead.plan_cloud import USER
 from privbench.benchmarks.overhead.plan_machine import Machine
 from privbench.benchmarks.overhead.plan_schedule import Boot
-from privbench.benchmarks.overhead.plan_scripts import record
+from privbench.benchmarks.overhead.plan_scripts import REGISTERS, record
 
 _TEXT = Template("""\
 # Take the arms
@@ -43,9 +43,15 @@ is the one of `$append`. It must not change afterwards: `boots.sh` compares it w
     ./boots.sh libvirt                           # or: ./boots.sh qemu
 
 They come in blocks in which each arm is booted twice, in a random order and then in its reverse (`schedule.csv`), so
-that what changes slowly falls on all arms alike. In each boot, a minute after it is up, this is run in the guest:
+that what changes slowly falls on all arms alike. In each boot this is run in the guest, the second line after a minute:
 
+    $registers
     $record
+
+A record without a report doesn't prove its arm. Guests get no certificates from QEMU: they need a way to AMD's key
+service (kdsintf.amd.com; the user network of these arms has one if the host does), or the processor's certificates in
+the image, in `/root/.cache/privbench/amd` (docs/attestation.md; make `sha256.txt` anew). Where a case fails or no
+report is to be had, `boots.sh` shows it, keeps the record and goes on.
 
 Stopped, the script goes on where it was, once no guest of it runs any more. Take all boots with one launcher: under
 libvirt processors are pinned one to one, with QEMU alone as a set.
@@ -66,8 +72,8 @@ order of `schedule.csv`, one at a time and all on one host:
     openstack --os-compute-api-version 2.74 server create --host HOST --flavor privbench-ARM --image privbench \\
       --key-name KEY --network NETWORK --wait privbench-NUMBER
 
-log in as `$user`, run the command above, fetch the record, and delete the server. Compute hosts keep other guests too:
-the null says how much that matters.
+log in as `$user`, run the two commands above, fetch the record, and delete the server. Compute hosts keep other guests
+too: the null says how much that matters.
 
 ## What else separates causes
 
@@ -94,6 +100,7 @@ def readme(machine: Machine, arms: Sequence[Arm], order: Sequence[Boot]) -> str:
         node=machine.node,
         memory=machine.memory,
         pages=_pages(machine),
+        registers=REGISTERS,
         record=record(machine.repeats, "ARM"),
         base=BASE,
         append=machine.append,

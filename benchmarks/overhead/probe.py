@@ -1,5 +1,6 @@
 """Reading small text files of a machine: what isn't there, or may not be read, is ``None``."""
 
+import os
 from pathlib import Path
 
 LARGEST = 4 * 2**20
@@ -8,10 +9,12 @@ LARGEST = 4 * 2**20
 PART = 2**16
 
 
-def text(root: Path, path: str) -> str | None:
-    """The stripped text of ``root/path``; ``None`` where it can't be read."""
+def text(root: Path, path: str, end: bool = False) -> str | None:
+    """The stripped text of ``root/path``, its beginning or its ``end``; ``None`` where it can't be read."""
     try:
         with (root / path).open("rb", buffering=0) as file:
+            if end:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LARGEST))
             found = b""
             # In small parts: the kernel allocates what a reader of /proc/sys offers, and refuses megabytes.
             while len(found) < LARGEST and (more := file.read(PART)):

@@ -85,7 +85,7 @@ Told = Callable[[dict[str, Any]], object]
 
 
 def record(what: Recording, told: Told = lambda _: None, root: Path = fingerprint.ROOT) -> tuple[Record, str | None]:
-    """Take one; with it, what went wrong: cases that failed, a report that was not to be had in the end.
+    """Take one; with it, what went wrong: cases that failed, a report that was asked for and not to be had.
 
     Args:
         what: to record.
@@ -120,6 +120,8 @@ def record(what: Recording, told: Told = lambda _: None, root: Path = fingerprin
         }
         faults = [key(one) for one in measurements if (one["reason"] or "").startswith(timing.FAILED)]
         said = [f"{', '.join(faults)} failed"] if faults else []
+        if platform and not signs[0]["found"]:
+            said.append(f"its protection isn't proven: {signs[0]['says']}")
         try:
             made = proof.bind(made, platform) if signs[0]["found"] and platform else made
         except Unavailable as error:  # hours of measurement aren't thrown away for it

@@ -5,7 +5,7 @@ settings, seed and repeat, so that what the machine did at that time is in both;
 interval are those of the logarithm (Student's t).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from statistics import median
@@ -27,12 +27,14 @@ class Measure:
         label: of the column.
         unit: of what is shown, in the metric's own.
         compared: whether a ratio to no defense stands beside it.
+        portable: whether every machine counts the same.
     """
 
     name: str
     label: str
     unit: float = 1.0
     compared: bool = True
+    portable: bool = False
 
 
 MEASURES = (
@@ -40,8 +42,8 @@ MEASURES = (
     Measure("cpu_seconds", "CPU s/round"),
     Measure("client_cpu_seconds", "CPU s/client"),
     Measure("peak_memory_bytes", "memory (MiB)", 2.0**20),
-    Measure("update_bytes", "sent (kB)", 1e3),
-    Measure("received_bytes", "received (kB)", 1e3),
+    Measure("update_bytes", "sent (kB)", 1e3, portable=True),
+    Measure("received_bytes", "received (kB)", 1e3, portable=True),
     Measure("start_seconds", "start (s)", compared=False),
 )
 
@@ -75,11 +77,13 @@ class Costs:
         arm: with its repeats among its runs.
         values: by metric, one a run.
         ratios: by metric; none where there is no run without a defense to compare with, as for that arm itself.
+        apart: of pairs of different machines, whose times have no ratio, in words.
     """
 
     arm: Arm
     values: Mapping[str, Estimate]
     ratios: Mapping[str, Ratio]
+    apart: tuple[str, ...] = ()
 
     @property
     def model(self) -> str:
@@ -120,8 +124,18 @@ def _of(arms: Sequence[Arm]) -> Iterator[Costs]:
         estimates = {
             name: estimate([("absent" if v is None else "ok", v) for v in each]) for name, each in values.items()
         }
-        found = {} if arm.defense == "none" else {m.name: _ratio(arm, base, m.name) for m in MEASURES if m.compared}
-        yield Costs(arm, estimates, {name: ratio for name, ratio in found.items() if ratio is not None})
+        others = [] if arm.defense == "none" else arm.runs
+        apart = tuple(_apart(others, base))
+        compared = [m for m in MEASURES if others and m.compared and (m.portable or not apart)]
+        found = {m.name: _ratio(arm, base, m.name) for m in compared}
+        yield Costs(arm, estimates, {name: ratio for name, ratio in found.items() if ratio is not None}, apart)
+
+
+def _apart(runs: Iterable[Run], base: Mapping[tuple[int, int], Run]) -> Iterator[str]:
+    for run in runs:
+        plain = base.get((run.seed, run.repeat), run)
+        if machine(run) != machine(plain):
+            yield f"seed {run.seed}, repeat {run.repeat}, on {machine(run)}, and none on {machine(plain)}"
 
 
 def of_run(run: Run, metric: str) -> float | None:
@@ -186,12 +200,19 @@ def _notes(every: Sequence[Costs]) -> Iterator[str]:
     yield "ratio: to none with the same seed and repeat, geometric mean and 95% interval."
     yield "memory: largest resident sets of all processes in a round, added up; pages that they share count in each."
     yield "sent, received: by a client in a round, the model among it; start: what comes before the first round."
-    machines = {(str(m.get("processor")), m.get("cores"), m.get("workers")) for c in every for m in [_machine(c.arm)]}
-    for processor, cores, workers in sorted(machines, key=str):
-        yield f"measured on {processor}, {cores} cores, {workers} worker processes; times are of this machine."
+    for one in sorted({machine(r) for c in every for r in c.arm.runs}):
+        yield f"measured on {one}; times are of this machine."
+    for one in every:
+        if one.apart:
+            count = f"{len(one.apart)} of {one.arm.n} pairs are of different machines"
+            yield f"{one.arm.label} has no ratio of times and memory: {count} ({one.apart[0]})."
     if any("software TEE" in c.arm.more for c in every):
         yield "software TEE: the attestation is emulated: no memory is encrypted, and what hardware costs isn't in it."
 
 
-def _machine(arm: Arm) -> Mapping[str, object]:
-    return arm.runs[0].manifest.get("machine") or {}
+def machine(run: Run) -> str:
+    """What a run was measured on, as far as its times depend on it."""
+    held = run.manifest.get("machine") or {}
+    device = held.get("device") or "cpu"
+    where = "" if device == "cpu" else f", device {device}"
+    return f"{held.get('processor')}, {held.get('cores')} cores, {held.get('workers')} worker processes{where}"

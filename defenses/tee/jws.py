@@ -133,7 +133,7 @@ def _decode(part: str) -> bytes:
 
 
 def read_json(what: str, raw: bytes) -> Any:
-    """JSON in which each name comes once in an object, and numbers are numbers.
+    """JSON in which each name comes once in an object, numbers are numbers, and texts are Unicode's.
 
     Raises:
         Malformed: it isn't such JSON; ``what`` is its name.
@@ -148,7 +148,10 @@ def read_json(what: str, raw: bytes) -> Any:
         raise ValueError(f"{name} is no JSON number")
 
     try:
-        return json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
+        found = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=constant)
+        # Half a surrogate pair is no character (RFC 7493, section 2.1): it can be neither hashed nor printed.
+        json.dumps(found, ensure_ascii=False).encode()
+        return found
     except (ValueError, RecursionError) as error:
         raise Malformed(f"the {what} isn't JSON: {error}") from None
 

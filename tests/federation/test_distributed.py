@@ -191,6 +191,29 @@ def test_a_run_that_ends_in_a_map_leaves_nothing_to_the_next_run(ranks):
     assert ranks(use) == [10 + i * i for i in range(9)]
 
 
+def test_a_start_that_fails_in_one_rank_leaves_nothing_to_the_next_run(ranks):
+    """The other rank's answer to it comes when rank 0 has given it up, and is taken for none of a later start."""
+    started = 0
+
+    def facts(rank: int) -> dict[str, Any]:
+        nonlocal started
+        started += 1
+        if (rank, started) == (1, 2):
+            raise FileNotFoundError("no data here")
+        time.sleep(0.3 if (rank, started) == (2, 2) else 0)
+        return {"run": started}
+
+    def use(engine, group):
+        def again(run):
+            return Ranks(engine._context, group, 1, Origin({"first": 0, "signal": 0}, None, {"run": run}))
+
+        with pytest.raises(ClientFailed, match=r"rank 1 of 3 .*FileNotFoundError: no data here"):
+            again(2)
+        return list(again(3).map(square, range(9)))
+
+    assert ranks(use, facts=facts) == [10 + i * i for i in range(9)]
+
+
 def test_large_items_and_answers_travel_in_pieces(ranks, monkeypatch):
     monkeypatch.setattr("privbench.benchmarks.federation.link.PIECE", 100_000)
 

@@ -72,6 +72,33 @@ def test_what_cant_be_looked_at_is_unknown_and_not_absent(plant):
     assert signs["MSR 0xC0010131"] is None
 
 
+@pytest.mark.parametrize(
+    ("boots", "sign"),
+    [
+        (["SEV", "none"], False),
+        (["none", "SEV"], True),
+        (["SEV", "none", "rest"], False),
+        (["rest"], False),
+        (["SEV"], True),
+        (["SEV", "long", "none"], False),
+        (["none", "long", "SEV"], True),
+    ],
+)
+def test_a_log_of_many_boots_speaks_for_the_last_one(plant, boots, sign):
+    """One disk, booted with and without protection: where only kern.log is there, and how long it may be."""
+    lines = "Nov 29 08:00:00 vm kernel: [    0.000000] Linux version 6.8.0-45-generic\n"
+    texts = {
+        "SEV": f"{lines}Nov 29 08:00:01 vm kernel: [    0.842411] Memory Encryption Features active: AMD SEV\n",
+        "none": f"{lines}Nov 29 08:00:01 vm kernel: [    0.842411] Freeing unused kernel image memory\n",
+        "rest": "Nov 29 09:00:01 vm kernel: [ 3600.842411] eth0: link up\n",
+        "long": "Nov 29 09:00:02 vm kernel: [ 3601.842411] eth0: link down\n" * 80_000,
+    }
+    root = plant("container")
+    (root / "var/log").mkdir(parents=True)
+    (root / "var/log/kern.log").write_text("".join(texts[boot] for boot in boots))
+    assert found(root)["kernel log: Memory Encryption Features active"] is sign
+
+
 def test_a_capability_is_never_the_claim(plant):
     root = plant("kvm_guest")
     cpuinfo = root / "proc/cpuinfo"

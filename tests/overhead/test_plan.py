@@ -23,6 +23,9 @@ from privbench.benchmarks.overhead.plan_machine import Machine, processors
 from privbench.benchmarks.overhead.plan_qemu import command
 from privbench.benchmarks.overhead.plan_schedule import schedule
 from privbench.benchmarks.overhead.plan_schema import schemas, validate
+from privbench.benchmarks.overhead.record_command import compose
+from privbench.benchmarks.overhead.recording import checked
+from privbench.benchmarks.overhead.workloads.attestation import Attestation
 
 NAMES = [a.name for a in ARMS]
 
@@ -140,6 +143,68 @@ def test_a_plan_is_written_whole(written):
     assert "$" not in (folder / "README.md").read_text()
     words = shlex.split((folder / "qemu/sev_snp.sh").read_text().replace("\\\n", " "), comments=True)
     assert words[1:] == command(Machine(memory=4096), arm("sev_snp"))
+
+
+def test_every_arm_is_recorded_on_the_disk_with_leave_to_fetch_certificates(written):
+    folder, _ = written
+    said, script = (folder / "README.md").read_text(), (folder / "boots.sh").read_text()
+    for text in (said, script):
+        (line,) = [line for line in text.splitlines() if "overhead record" in line and "sudo" in line]
+        settings = line.split("--out /opt/privbench/record.json ")[1].split(" || ")[0].split()
+        what = checked(compose([s.replace('"$arm"', "x") for s in settings if not s.startswith("scratch=")]))
+        assert what.network
+        assert what.workloads["attestation"] == Attestation(network=True)
+        assert "scratch=/opt/privbench" in settings, "a temporary folder may be no disk"
+        before = text[: text.index(line)]
+        assert "sudo modprobe msr" in before
+    assert "kdsintf.amd.com" in said
+
+
+STUB = """\
+#!/bin/sh
+[ -e up ] || [ "$*" = "--quiet create libvirt/plain.xml" ] || exit 1
+case "$(basename "$0") $*" in
+  "virsh "*create*) touch up ;;
+  "virsh destroy"*) rm up; echo destroyed >> log ;;
+  *"overhead record"*) exit "$STATUS" ;;
+  *"cat /opt"*) [ -z "$LOST" ] && echo '{}' ;;
+  *modprobe*) exit 1 ;;
+  *poweroff*) rm up; echo off >> log ;;
+esac
+"""
+"""ssh and virsh of a host with one guest, which is up while the file is there."""
+
+
+@pytest.mark.parametrize(
+    ("status", "lost", "ended", "left"),
+    [
+        (0, "", 0, ["off"]),
+        (1, "", 0, ["off"]),
+        (1, "yes", 1, ["destroyed"]),
+        (2, "", 1, ["destroyed"]),
+        (255, "", 1, ["destroyed"]),
+    ],
+)
+def test_a_record_with_a_fault_is_fetched_and_no_guest_is_left_behind(written, tmp_path, status, lost, ended, left):
+    folder, _ = written
+    script = folder / "boots.sh"
+    for real in ("/proc/sys/vm", "/var/lib/privbench"):
+        script.write_text(script.read_text().replace(real, str(tmp_path)))
+    stubs = tmp_path / "bin"
+    stubs.mkdir()
+    for name in ("ssh", "virsh"):
+        (stubs / name).write_text(STUB)
+    for name in ("qemu-img", "sha256sum", "sleep", "sync"):
+        (stubs / name).write_text("#!/bin/sh\n")
+    for stub in stubs.iterdir():
+        stub.chmod(0o755)
+    (folder / "schedule.csv").write_text("number,block,arm,boot,record\n1,1,plain,1,records/001-plain.json\n")
+    environment = {"PATH": f"{stubs}:{os.environ['PATH']}", "STATUS": str(status), "LOST": lost}
+    done = subprocess.run([script, "libvirt"], env=environment, timeout=30, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == ended, done.stderr
+    assert (folder / "records/001-plain.json").exists() == (not ended)
+    assert (folder / "log").read_text().split() == left
+    assert not (folder / "up").exists()
 
 
 def test_a_plan_is_not_written_over(written, capsys):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,35 @@ def test_a_guest_whose_report_fails_at_the_end_keeps_its_measurements(monkeypatc
     assert made["evidence"] is None
     assert len(made["measurements"]) == 2
     assert asked[1] == records.digest(made)
+
+
+def test_a_guest_that_shows_signs_and_gives_no_report_is_a_fault(monkeypatch, plant, tmp_path, capsys):
+    def evidence(self, report_data: bytes) -> platform.Evidence:
+        raise platform.Unavailable("the host gave no certificates")
+
+    monkeypatch.setattr(SEVSNP, "evidence", evidence)
+    monkeypatch.setattr(recording, "record", partial(recording.record, root=plant("snp_guest")))
+    out = tmp_path / "a.json"
+    assert command.overhead(["record", "--out", str(out), *SMALL]) == 1
+    said = capsys.readouterr().err
+    assert "recorded, but its protection isn't proven: no report: the host gave no certificates" in said
+    made = records.read(out)
+    assert made["evidence"] is None
+    assert made["measurements"]
+
+
+def test_a_report_that_is_refused_is_a_fault(monkeypatch, plant, forge):
+    """The root of the tests' own isn't AMD's."""
+
+    def evidence(self, report_data: bytes) -> platform.Evidence:
+        guest = forge(fields={0x50: report_data})
+        return platform.Evidence(guest.report(), tuple(guest.chain()))
+
+    monkeypatch.setattr(SEVSNP, "evidence", evidence)
+    made, fault = recording.record(small(), root=plant("snp_guest"))
+    assert made["evidence"] is None
+    assert fault is not None
+    assert fault.startswith("its protection isn't proven: none: its report is refused")
 
 
 def test_a_guest_s_record_is_hardware_s_under_its_processor_s_root(monkeypatch, plant, forge, tmp_path, capsys):

@@ -103,6 +103,40 @@ def test_a_repeat_without_its_pair_has_no_ratio(measured: Any):
     assert setup[1].ratios == {}
 
 
+def on(path: Path, **machine: Any) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    whole = {"processor": "A", "cores": 8, "workers": 4, "device": "cpu"} | machine
+    (path / "manifest.json").write_text(json.dumps({**manifest, "machine": whole}))
+
+
+@pytest.mark.parametrize("other", [{"processor": "B"}, {"cores": 16}, {"workers": 2}, {"device": "cuda"}])
+def test_times_of_different_machines_have_no_ratio(measured: Any, other: dict[str, Any]):
+    """One repeat of the defense's was done elsewhere: bytes are the same there."""
+    results = load(measured.root)
+    for run in (*results.runs, *results.repeats):
+        on(run.path, **other if (run.defense, run.repeat) == ("dp_local", 2) else {})
+    (setup,) = costs(load(measured.root))
+    assert set(setup[1].ratios) == {"update_bytes"}
+    table = cost_table(load(measured.root))
+    assert table is not None
+    (said,) = [note for note in table.notes if "no ratio" in note]
+    assert said.startswith("dp_local has no ratio of times and memory: 1 of 3 pairs")
+    assert "(seed 0, repeat 2, on " in said
+    assert "and none on A, 8 cores, 4 worker processes)" in said
+    assert len([note for note in table.notes if note.startswith("measured on ")]) == 2
+
+
+def test_repeats_may_be_of_several_machines_where_pairs_are_of_one(measured: Any):
+    results = load(measured.root)
+    for run in (*results.runs, *results.repeats):
+        on(run.path, processor="ABC"[run.repeat])
+    (setup,) = costs(load(measured.root))
+    assert setup[1].ratios["cpu_seconds"].pairs == 3
+    table = cost_table(load(measured.root))
+    assert table is not None
+    assert [note[12] for note in table.notes if note.startswith("measured on ")] == ["A", "B", "C"]
+
+
 def test_without_measured_costs_there_is_no_table(fake: Any):
     fake.run("none")
     fake.run("dp_local")

@@ -269,6 +269,10 @@ def test_an_overall_token_alone_says_nothing_of_a_gpu():
     assert "GPU-0.measurement" in failed(overall.encode())
 
 
+HALF = b'[["JWT", "e30.e30."], {"\\ud800": "e30.e30."}]'
+"""A GPU whose name is half a surrogate pair: JSON, and no Unicode."""
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -288,6 +292,8 @@ def test_an_overall_token_alone_says_nothing_of_a_gpu():
         f"{encode(b'[]')}.{encode(b'{}')}.".encode(),
         compact(b'{"a":1,"a":2}'),
         compact(b'{"a":NaN}'),
+        compact(b'{"hwmodel":"\\ud800"}'),
+        HALF,
         f"{encode(b'{}')}=.{encode(b'{}')}.".encode(),
         f"{encode(b'{}')[:-1]}h.{encode(b'{}')}.".encode(),
     ],
@@ -425,6 +431,15 @@ def test_malformed_parts_are_refused(part, bound, forge):
     verdict = appraise(composite.Manifest(held["report"], mine.certificates, held["token"]), forge)
     assert not verdict.accepted
     assert "can't be read" in verdict.bond.reason
+
+
+def test_a_bond_with_a_name_that_is_no_text_is_refused(bound, forge, desk, capsys):
+    mine = bound()
+    verdict = appraise(composite.Manifest(mine.report, mine.certificates, HALF), forge)
+    assert "can't be read" in verdict.bond.reason
+    (desk / "half").write_bytes(HALF)
+    assert attest(["bind", "report-data", "--challenge", CHALLENGE.hex(), "--token", str(desk / "half")]) == 2
+    assert "the bundle isn't JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"schema": "privbench composite evidence 1"}', b"[" * 100000])
