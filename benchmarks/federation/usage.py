@@ -109,7 +109,7 @@ class RoundUsage:
 
     Args:
         seconds: wall time by part: ``round``, ``clients`` (waiting for them), ``server`` (the rest).
-        cpu_seconds: of this process and all that it started; of others that run clients, those of the clients' turns.
+        cpu_seconds: of this process and all that it started; not of ranks that run clients, too.
         memory: the largest resident sets of these processes in the round, added up, bytes: pages that they share count
             in each. ``None`` if nobody knows.
         clients: by client who sent anything.
@@ -131,7 +131,6 @@ class Meter:
         for pid in self._cpu:
             forget_peak(pid)
         self._peaks: dict[int, int] = {}
-        self._elsewhere = 0.0
         self._clients: dict[int, Usage] = {}
         self._waited = 0.0
         take()  # what is over belongs to no round
@@ -158,8 +157,6 @@ class Meter:
         adopt(message.spans)
         pid, peak = message.process
         self._peaks[pid] = max(self._peaks.get(pid, 0), peak)
-        if pid not in self._cpu:
-            self._elsewhere += turn.cpu_seconds
 
     def read(self) -> RoundUsage:
         """The round, which ends."""
@@ -168,8 +165,5 @@ class Meter:
         seconds = {"round": total, "clients": self._waited, "server": total - self._waited}
         alive = processes()
         cpu = sum(max(0.0, cpu_seconds(pid) - self._cpu.get(pid, 0.0)) for pid in alive)
-        others = [pid for pid in self._peaks if pid not in self._cpu]
-        peaks = [max(self._peaks.get(pid, 0), peak_memory(pid) or 0) for pid in (*alive, *others)]
-        return RoundUsage(
-            seconds, cpu + self._elsewhere, sum(peaks) or None, dict(sorted(self._clients.items())), take()
-        )
+        peaks = [max(self._peaks.get(pid, 0), peak_memory(pid) or 0) for pid in alive]
+        return RoundUsage(seconds, cpu, sum(peaks) or None, dict(sorted(self._clients.items())), take())
