@@ -62,7 +62,10 @@ def of_group(federation: Federation, finished: Round) -> Iterator[dict[str, Any]
     if poisoner is None or not isinstance(plan, ClientPlan):
         return
     row = {"metric": "group_epsilon", "round": finished.round, "adversary": "model_recipient", "unit": "client"}
-    row |= {"group": len(federation.attackers), "delta": plan.guarantee.delta}
+    # Clients that add the noise themselves are replaced by zero updates; their shares of it stay.
+    adjacency = "zero_out" if plan.shares else plan.guarantee.adjacency
+    row |= {"group": len(federation.attackers), "delta": plan.guarantee.delta, "adjacency": adjacency}
+    row["simulated_population"] = False
     always = poisoner.schedule.invited == "when_attacking"
     try:
         value = group_statement(plan, finished.state.ledger, len(federation.attackers), always)

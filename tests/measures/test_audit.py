@@ -79,6 +79,7 @@ def test_all_of_a_runs_audits_share_its_confidence(tmp_path, do):
     # All canaries and both layers, for each of two adversaries.
     assert {row["audits"] for row in found} == {6}
     assert all(row["proven"] == pytest.approx(2, abs=0.01) and row["value"] <= 2 for row in found)
+    assert {(r["unit"], r["adjacency"], r["simulated_population"]) for r in found} == {("record", "add_remove", False)}
     assert all(0 <= row["value"] <= 1 and row["bug"] == "half the noise" for row in named(rows, "audit_power"))
     assert path.name == compose([*options, f"results_dir={tmp_path}"]).id
 
@@ -131,7 +132,8 @@ def test_layers_are_those_of_the_model():
 
 def test_more_than_is_proven_is_a_bug():
     claimed = Claim("record", 2.0, 1e-5)
-    assert verdict(2.0, claimed, "x") == {"proven": 2.0}
+    assert verdict(2.0, claimed, "x") == {}
+    assert claimed.stated["proven"] == 2.0
     said = verdict(2.1, claimed, "server_operator")
     assert said["status"] == "violated"
     assert "at least 2.1 against server_operator, and 2 is claimed" in said["reason"]

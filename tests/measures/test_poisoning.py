@@ -92,6 +92,7 @@ def test_the_poisoners_clients_together_have_a_weaker_guarantee(federate):
     done = federate(defense=central(), participation=0.5, poisoner=Backdoor(clients=3))
     (row,) = of_group(done.federation, done.rounds[-1])
     assert (row["group"], row["unit"], row["adversary"]) == (3, "client", "model_recipient")
+    assert (row["adjacency"], row["simulated_population"]) == ("add_remove", False)
     assert row["value"] == group_epsilon([((0.5, 2.0), 2)], 1e-3, 3)
     chosen = Backdoor(clients=3, schedule=Schedule(invited="when_attacking"))
     always = federate(defense=central(), participation=0.5, poisoner=chosen)

@@ -96,17 +96,20 @@ def test_each_poisoner_has_a_row_of_its_own(fake):
 
 def test_a_row_has_the_seeds_of_its_accuracy_and_others_are_named(fake):
     for epsilon in (1.0, 8.0):
-        settings = {"defense.privacy.epsilon": epsilon}
+        settings: dict[str, Any] = {"defense.privacy.epsilon": epsilon}
         for seed in range(3):
             fake.run("dp_local", seed=seed, leakage=9.0, settings=settings, privacy=said("record", epsilon))
+        # Another experiment's runs, which attack no update: seeds are its own.
+        settings["leakage._target_"] = "privbench.Other"
         fake.run("dp_local", "backdoor", settings=settings, privacy=said("record", epsilon))
     table = frontier_table(load(fake.root))
     assert table is not None
     assert all(row[5] == "n=3" for row in table.rows)
     for record in table.records:
         assert record["accuracy_half_width"] is not None
-        assert record["seeds"] == record["accuracy_seeds"] == record["psnr_db_seeds"] == "0 1 2"
+        assert record["seeds"] == record["accuracy_seeds"] == "0 1 2"
         assert (record["asr_seeds"], record["asr_half_width"]) == ("0", None)
+    assert {r["psnr_db_seeds"] for r in table.records} == {"0 1 2", None}, "one adversary was attacked"
     assert {row[-1] for row in table.rows} == {"87.2 (seed 0)"}
     assert not any("seed" in cell for row in table.rows for cell in row[:-1])
 

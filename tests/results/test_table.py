@@ -96,6 +96,7 @@ def test_privacy_names_unit_adversary_and_simulation(fake):
     assert privacy["dp_local"] == "ε=8, δ=0.001 sim., record: model\nrecipient, server operator"
     assert privacy["dp_central"] == "ε=4, δ=0.01 sim., client: model\nrecipient"
     assert found.records[0].keys() >= {"epsilon[record,server_operator]", "epsilon[client,model_recipient]"}
+    assert found.records[0].keys() >= {"adjacency[record,server_operator]", "simulated_population"}
     # With noise from the system, amplification by a seeded sample is simulated too.
     assert any(note.startswith("sim.: noise or sampling came from a seed") for note in found.notes)
 
