@@ -262,7 +262,9 @@ def _differs(claimed: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
     for name in sorted(n for n in {*claimed, *ours} if n.startswith("epsilon")):
         one, other = claimed.get(name, "missing"), ours.get(name, "missing")
         numbers = all(type(v) in (int, float) for v in (one, other))
-        if not (abs(one - other) < 1.01 * _LAST_DIGIT if numbers else one == other):
+        # Nothing that costs something is rounded to nothing.
+        close = numbers and abs(one - other) < 1.01 * _LAST_DIGIT and (one > 0) == (other > 0)
+        if not (close if numbers else one == other):
             return f"{name} {_shown(one)} is stated, the plan's is {_shown(other)}"
     for name in (*_EXACT, "clip", "noise_multiplier"):
         if name in ours and not near(claimed.get(name), ours[name]):

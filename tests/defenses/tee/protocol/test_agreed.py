@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from privbench.defenses.tee.protocol.agreed import _differs
 from privbench.defenses.tee.protocol.audit import audit
 
 from .conftest import Forge, failed
@@ -136,3 +137,12 @@ def test_a_plan_needs_the_clients_mechanism(another: Callable[..., Forge], local
     """Central noise counts on clients that add none of their own."""
     training = {**TRAINING, "local": {"_target_": f"privbench.defenses.{local}"}}
     assert failed(another(changes={**ATTESTED, "training": training})) == ["mechanism"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "found", "same"), [(0.1, 0.1001, True), (0.1, 0.1002, False), (0.0, 1e-4, False), (0.0, 0.0, True)]
+)
+def test_an_epsilon_may_differ_in_its_last_digit_but_not_vanish(stated: float, found: float, same: bool) -> None:
+    history: list[Any] = []
+    differs = _differs({"epsilon": stated, "history": history}, {"epsilon": found, "history": history})
+    assert (differs is None) is same
