@@ -113,5 +113,6 @@ def test_a_run_that_stops_at_its_budget_is_audited_after_its_last_round(tmp_path
     assert outcome.note == f"stopped after round {stopped} of 20: the privacy budget is spent"
     found = last(path, "empirical_epsilon")
     assert found["round"] == stopped
-    assert 4 < found["proven"] <= 5
+    (client,) = (s for s in manifest(path)["privacy"] if s["adversary"] == "model_recipient")
+    assert 4 < client["epsilon"] <= 5 < found["proven"], "a record has the client's epsilon by replacement"
     assert last(path, "membership_auc")["round"] == stopped
