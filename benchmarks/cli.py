@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(BAD_INPUT)
     try:
         status = _status(_command(options.command), options.rest)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the start
+            sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_left():
             raise

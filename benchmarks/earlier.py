@@ -2,30 +2,30 @@
 
 from typing import Any
 
-from privbench.benchmarks.experiment import Experiment, Prepared
+from privbench.benchmarks.experiment import Prepared
 from privbench.benchmarks.results.record import Record, revision
 
 
-def again(experiment: Experiment, manifest: dict[str, Any]) -> bool:
+def again(prepared: Prepared, manifest: dict[str, Any]) -> bool:
     """Whether to drop what there is of a run, however it ended, and do it from its first round."""
-    stale, finished = manifest.get("revision") != revision(), manifest["status"] in ("complete", "diverged")
+    rerun, stale = prepared.experiment.rerun, manifest.get("revision") != revision()
+    finished = manifest["status"] in ("complete", "diverged")
     # What another revision began isn't continued: its numbers would be of two programs.
-    return experiment.rerun == "all" or (stale and (experiment.rerun == "stale" or not finished))
+    return rerun == "all" or (stale and (not finished or (rerun == "stale" and not _fresh(prepared))))
 
 
 def owed(prepared: Prepared, record: Record) -> bool:
     """Whether a run that isn't gone on with may have released something with noise from the system."""
-    plan = prepared.federation.plan
-    fresh = plan is not None and plan.noise_source == "system" and prepared.experiment.rerun != "all"
-    return fresh and record.begun
+    return _fresh(prepared) and prepared.experiment.rerun != "all" and record.begun
 
 
-def note(manifest: dict[str, Any]) -> str | None:
+def note(prepared: Prepared, manifest: dict[str, Any]) -> str | None:
     """What is worth knowing of a run that is kept."""
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        return f"made by another revision ({_made_by(manifest)}); rerun=stale repeats it"
+        how = "all" if _fresh(prepared) else "stale"
+        return f"made by another revision ({_made_by(manifest)}); rerun={how} repeats it"
     return None
 
 
@@ -34,6 +34,12 @@ def dropped(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
         return None
     return f"another revision ({_made_by(manifest)}) had begun it"
+
+
+def _fresh(prepared: Prepared) -> bool:
+    """Whether the run's noise comes from the system, so that another one's is a release of its own."""
+    plan = prepared.federation.plan
+    return plan is not None and plan.noise_source == "system"
 
 
 def _made_by(manifest: dict[str, Any]) -> str:

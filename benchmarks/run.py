@@ -32,6 +32,7 @@ from privbench.benchmarks.rank import origin
 from privbench.benchmarks.results.record import SCHEMA, Record, environment, revision, write_json
 from privbench.defenses.accounting import ClientPlan
 from privbench.defenses.accounting.statement import Subject, document
+from privbench.defenses.accounting.wording import NO_ACCOUNTANT
 from privbench.defenses.aggregation import Diverged
 
 Status = Literal["complete", "failed", "diverged"]
@@ -65,10 +66,10 @@ def run(prepared: Prepared, choices: dict[str, Any], progress: Progress, paralle
     record = Record(prepared.path)
     with record.locked():
         before = record.read()
-        again = before is not None and earlier.again(prepared.experiment, before)
+        again = before is not None and earlier.again(prepared, before)
         if before and before["status"] in ("complete", "diverged") and not again:
             prepared.experiment.federation.engine.gather()
-            return Outcome(before["status"], "kept", earlier.note(before))
+            return Outcome(before["status"], "kept", earlier.note(prepared, before))
         dropped = earlier.dropped(before) if before and again else None
         if before and dropped and earlier.owed(prepared, record):
             # Its releases can't be taken back, and a ledger that begins anew would not know of them.
@@ -259,8 +260,9 @@ def _measure(
         yield from of_group(federation, finished)
     if last and federation.plan:
         for statement in federation.plan.statements(finished.state.ledger):
-            # Without noise there is none; with it an accountant may overflow, which is no bound either.
-            none = f"no finite epsilon against this adversary by {statement['accountant']}"
+            # Noise whose loss an accountant can't calculate is no noise to it.
+            lost = statement["accountant"] != NO_ACCOUNTANT
+            none = f"no finite epsilon by {statement['accountant']}" if lost else "no guarantee against this adversary"
             yield {
                 "metric": "epsilon",
                 "round": number,

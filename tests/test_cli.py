@@ -196,6 +196,14 @@ def test_a_reader_who_leaves_ends_the_command_without_a_word(monkeypatch, capfd)
     assert capfd.readouterr() == ("", "")
 
 
+def test_without_a_stdout_a_command_has_its_status(monkeypatch):
+    monkeypatch.setattr(cli, "report", lambda _: 0)
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["report"])
+    assert ended.value.code == 0
+
+
 def test_another_broken_pipe_is_no_reader_who_left(monkeypatch):
     def broken(_):
         raise BrokenPipeError("a worker's")

@@ -90,6 +90,13 @@ def test_what_another_revision_released_with_noise_of_the_system_is_not_forgotte
         assert outcome.how == how
     if how == "kept":
         assert outcome.status == manifest(path)["status"] == "failed"
+        # A finished one isn't repeated for its age alone, either.
+        (path / "manifest.json").write_text(json.dumps({**begun, "status": "complete"}))
+        outcome, _ = do(tmp_path, *wanted, "rerun=stale")
+        assert (outcome.how, outcome.status) == ("kept", "complete")
+        assert "rerun=all repeats it" in (outcome.note or "")
+        (path / "manifest.json").write_text(json.dumps(begun))
+        do(tmp_path, *wanted)
         assert "what it released counts; rerun=all starts anew" in manifest(path)["error"]
         assert (path / "checkpoint.pt").read_bytes() == saved
         outcome, _ = do(tmp_path, *wanted, "rerun=all")

@@ -92,7 +92,8 @@ def _places(federation: "Federation", size: int) -> None:
     # Who stays away takes its noise along, which epsilon counts in every sum.
     plan = federation.plan if isinstance(federation.plan, ClientPlan) else None
     hint = f"as_others: every sum is counted on to hold the noise of {plan.shares if plan else 0} clients"
-    require(plan is None or plan.tolerates(own), field, value, hint)
+    sound = plan is None or plan.tolerates(own) or own <= round(plan.expected) - plan.needed
+    require(sound, field, value, hint)
     cohort = f"a cohort has {size} of {federation.clients} clients"
     require(federation.sampling == "poisson" or together <= size, "poisoning.clients", own, f"at most {size}: {cohort}")
     require(own < federation.clients, "poisoning.clients", own, "fewer than all, who stay away between attacks")

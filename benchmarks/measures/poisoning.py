@@ -62,8 +62,8 @@ def of_group(federation: Federation, finished: Round) -> Iterator[dict[str, Any]
     if poisoner is None or not isinstance(plan, ClientPlan):
         return
     row = {"metric": "group_epsilon", "round": finished.round, "adversary": "model_recipient", "unit": "client"}
-    # Clients that add the noise themselves are replaced by zero updates; their shares of it stay.
-    adjacency = "zero_out" if plan.shares else plan.guarantee.adjacency
+    # Where clients add the noise, or take turns, they are replaced by zero updates; their shares of the noise stay.
+    adjacency = "zero_out" if plan.shares or plan.matrix else plan.guarantee.adjacency
     row |= {"group": len(federation.attackers), "delta": plan.guarantee.delta, "adjacency": adjacency}
     row["simulated_population"] = False
     always = poisoner.schedule.invited == "when_attacking"

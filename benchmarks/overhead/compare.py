@@ -110,7 +110,10 @@ def compare(
         ConfigError: a name that no record has, or nothing to compare.
         Incomparable: the records differ in more than their protection, or one is of a software TEE.
     """
-    given = {digest(record): record for record in records}
+    given: dict[bytes, Record] = {}
+    for record in records:
+        same = digest(record)
+        given[same] = record if record["evidence"] or same not in given else given[same]
     twice = len(records) - len(given)
     arms: dict[str, list[Record]] = {}
     for record in given.values():

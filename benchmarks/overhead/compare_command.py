@@ -82,9 +82,9 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
             written.append(folder / f"{name}{suffix}")
             written[-1].write_text(text, encoding="utf-8")
     whole = {
-        "schema": "privbench overhead comparison 1",
+        "schema": "privbench overhead comparison 2",
         "base": found.base,
-        "null": found.pair,
+        "pair": found.pair,
         "level": found.level,
         "cluster": found.cluster,
         "boots": dict(found.boots),

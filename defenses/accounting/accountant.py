@@ -19,6 +19,7 @@ from privbench.defenses.accounting.history import (
 from privbench.defenses.accounting.pld import PLD
 from privbench.defenses.accounting.prv import PRV
 from privbench.defenses.accounting.rdp import RDP
+from privbench.defenses.accounting.wording import NO_ACCOUNTANT
 
 
 class Accountant(Protocol):
@@ -73,7 +74,7 @@ class Terms:
         """How :meth:`epsilon` finds its value, to be printed beside it."""
         used = summed(history)
         if noiseless(used) or not used:
-            return "none needed"
+            return NO_ACCOUNTANT
         return ACCOUNTANTS[self.accountant].describe(used, delta, self.adjacency, self.sampling)
 
     def renyi(self, history: Iterable[tuple[Step, int]], delta: float) -> float | None:

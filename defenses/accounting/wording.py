@@ -18,6 +18,7 @@ WHERE: Mapping[Noise | None, str] = {
     "distributed": "by every client a share, to its own update",
     None: "by every client, to every local step's sum",
 }
+NO_ACCOUNTANT = "none needed"  # of a history without noise, or of nothing
 BUFFERS = "none: models with them are refused"
 NONFINITE = "counts as zero"
 DRAWN_BY = "the simulation, from the run's seed"

@@ -131,6 +131,12 @@ def test_a_record_given_twice_counts_once(arm):
     plain, slow = arm("plain"), arm("sev", 1.3)
     once, twice = compare([*plain, *slow], cluster="record"), compare([*plain, *slow, *plain, *plain], cluster="record")
     assert [row.ratio for row in once.rows] == [row.ratio for row in twice.rows]
+    attested = [
+        {**record, "evidence": {"platform": "sev_snp", "report": "AA==", "certificates": []}} for record in plain
+    ]
+    for both in ([*plain, *attested], [*attested, *plain]):
+        said = compare([*both, *slow], cluster="record").notes
+        assert any(note.startswith("plain: not proven") and "no report" not in note for note in said), "it has one"
     assert f"{2 * len(plain)} records were given more than once, and count once." in twice.notes
 
 
@@ -421,7 +427,7 @@ def test_the_command_writes_tables_json_and_a_figure(folder, capsys):
     whole = json.loads((folder / "out/comparison.json").read_text())
     rows = list(csv.DictReader((folder / "out/measured.csv").read_text().splitlines()))
     assert [float(r["ratio"]) for r in rows] == [r["ratio"] for r in whole["rows"]]
-    assert whole["schema"] == "privbench overhead comparison 1"
+    assert whole["schema"] == "privbench overhead comparison 2"
     assert r"\begin{tabular}" in (folder / "out/measured.tex").read_text()
     assert run(folder, "--out", str(folder / "twice")) == 0
     for name in ("comparison.png", "comparison.json", "measured.txt"):

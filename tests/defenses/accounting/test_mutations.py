@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from privbench.defenses.accounting import ClientLevel, RecordLevel
+from privbench.defenses.accounting import ClientLevel, ClientPlan, RecordLevel
 from privbench.defenses.accounting.consistency import Run
 from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.statement import document
@@ -70,7 +70,8 @@ def stated(name: str) -> str:
     plan = PLANS[name]
     rounds = [1, 2, 2, 3, 4, 5]
     ledger = [plan.charge(r, [r, r + 10]) for r in rounds]
-    written = document(plan, ledger, [10] * 5, SUBJECT)
+    drawn = round(plan.expected) if isinstance(plan, ClientPlan) else 10
+    written = document(plan, ledger, [drawn] * 5, SUBJECT)
     openings[name] = json.dumps(written.opening)
     return json.dumps(written.statement)
 
@@ -170,5 +171,7 @@ SLOW = {"central, of a fixed size", "patient", "local, capped"}
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PLANS])
 def test_a_field_that_is_changed_alone_is_refused(name):
-    assert [c for c in verify(json.loads(stated(name))) if c.fault] == []
+    statement, opening = json.loads(stated(name)), json.loads(openings[name])
+    assert [c for c in verify(statement) if c.fault] == []
+    assert [c for c in verify(statement, opening) if c.fault] == []
     assert accepted(name) == []
