@@ -4,6 +4,7 @@ from typing import Any
 
 from privbench.benchmarks.experiment import Prepared
 from privbench.benchmarks.results.record import Record, revision
+from privbench.defenses.accounting.guarantee import fresh
 
 
 def again(prepared: Prepared, manifest: dict[str, Any]) -> bool:
@@ -11,12 +12,12 @@ def again(prepared: Prepared, manifest: dict[str, Any]) -> bool:
     rerun, stale = prepared.experiment.rerun, manifest.get("revision") != revision()
     finished = manifest["status"] in ("complete", "diverged")
     # What another revision began isn't continued: its numbers would be of two programs.
-    return rerun == "all" or (stale and (not finished or (rerun == "stale" and not _fresh(prepared))))
+    return rerun == "all" or (stale and (not finished or (rerun == "stale" and not fresh(prepared.federation.plan))))
 
 
 def owed(prepared: Prepared, record: Record) -> bool:
     """Whether a run that isn't gone on with may have released something with noise from the system."""
-    return _fresh(prepared) and prepared.experiment.rerun != "all" and record.begun
+    return fresh(prepared.federation.plan) and prepared.experiment.rerun != "all" and record.begun
 
 
 def note(prepared: Prepared, manifest: dict[str, Any]) -> str | None:
@@ -24,7 +25,7 @@ def note(prepared: Prepared, manifest: dict[str, Any]) -> str | None:
     if manifest["status"] == "diverged":
         return f"{manifest['error']}; rerun=all repeats it"
     if manifest.get("revision") != revision():
-        how = "all" if _fresh(prepared) else "stale"
+        how = "all" if fresh(prepared.federation.plan) else "stale"
         return f"made by another revision ({_made_by(manifest)}); rerun={how} repeats it"
     return None
 
@@ -34,12 +35,6 @@ def dropped(manifest: dict[str, Any]) -> str | None:
     if manifest["status"] in ("complete", "diverged") or manifest.get("revision") == revision():
         return None
     return f"another revision ({_made_by(manifest)}) had begun it"
-
-
-def _fresh(prepared: Prepared) -> bool:
-    """Whether the run's noise comes from the system, so that another one's is a release of its own."""
-    plan = prepared.federation.plan
-    return plan is not None and plan.noise_source == "system"
 
 
 def _made_by(manifest: dict[str, Any]) -> str:

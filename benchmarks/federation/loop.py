@@ -18,7 +18,7 @@ from privbench.benchmarks.federation.spans import span
 from privbench.benchmarks.federation.update import Update
 from privbench.benchmarks.federation.usage import Meter, RoundUsage
 from privbench.benchmarks.federation.view import RoundView, View
-from privbench.defenses.accounting.guarantee import redrawn
+from privbench.defenses.accounting.guarantee import fresh, redrawn
 from privbench.defenses.aggregation import Diverged
 from privbench.defenses.channel import ChannelLost, Message
 
@@ -96,13 +96,8 @@ class Loop:
         """
         counted = self.side.channel.begun(number)
         if counted is None:
-            return self.attempts.begun(number) if self._fresh else []
+            return self.attempts.begun(number) if fresh(self.federation.plan) else []
         return [self._drawn(number, (), attempt) for attempt in range(1, counted + 1)]
-
-    @property
-    def _fresh(self) -> bool:
-        """Whether another attempt at a round draws other noise, and is another release."""
-        return self.federation.plan is not None and self.federation.plan.noise_source == "system"
 
     def _drawn(self, number: int, spent: Collection[int], attempt: int) -> tuple[int, ...]:
         return drawn(self.federation, number, spent, redrawn(self.federation.plan, attempt))
@@ -157,7 +152,7 @@ class Loop:
 
     def _keep(self, context: RoundContext) -> None:
         """Count an attempt on disk, before any of it can leave, where another one would be another release."""
-        if self._fresh and self.side.channel.begun(context.round) is None:
+        if fresh(self.federation.plan) and self.side.channel.begun(context.round) is None:
             self.attempts.begin(context.round, context.invited)
 
     def _invited(self, state: ServerState, tried: list[tuple[int, ...]]) -> dict[int, list[int]]:

@@ -99,13 +99,11 @@ def _write(found: "Comparison", folder: Path) -> list[Path]:
 
 
 def _time(text: str | None) -> datetime | None:
+    from privbench.benchmarks.overhead.record import moment
+
     if text is None:
         return None
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
+    if (found := moment(text)) is None:
         raise ConfigError("at", text, "a time with its offset, such as 2026-01-31T12:00:00Z")
     return found
 

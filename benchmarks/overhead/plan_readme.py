@@ -50,7 +50,7 @@ that what changes slowly falls on all arms alike. In each boot this is run in th
 
 A record without a report doesn't prove its arm. Guests get no certificates from QEMU: they need a way to AMD's key
 service (kdsintf.amd.com; the user network of these arms has one if the host does), or the processor's certificates in
-the image, in `/root/.cache/privbench/amd` (docs/attestation.md; make `sha256.txt` anew). Where a case fails or no
+the image, in `~root/.cache/privbench/amd` (docs/attestation.md; make `sha256.txt` anew). Where a case fails or no
 report is to be had, `boots.sh` shows it, keeps the record and goes on.
 
 Stopped, the script goes on where it was, once no guest of it runs any more. Take all boots with one launcher: under

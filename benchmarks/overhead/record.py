@@ -60,7 +60,7 @@ def check(record: Any, shown: str) -> None:
     if errors:
         at = ".".join(map(str, errors[0].absolute_path)) or "the record"
         raise ConfigError("record", shown, f"{at}: {errors[0].message[:200]}")
-    if not _when(record["created"]):
+    if moment(record["created"]) is None:
         raise ConfigError("record", shown, f"created: {record['created'][:60]} is no time with its offset (RFC 3339)")
     seen: set[str] = set()
     for one in record["measurements"]:
@@ -77,6 +77,15 @@ def key(measurement: Mapping[str, Any]) -> str:
     """What a measurement is called in a record, once: ``workload/case``, with its ablation if it is one."""
     ablation = measurement["ablation"]
     return f"{measurement['workload']}/{measurement['case']}" + (f" [{ablation}]" if ablation else "")
+
+
+def moment(text: str) -> datetime | None:
+    """The time that ``text`` is, with its offset (RFC 3339); ``None`` if it is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
 
 
 def digest(record: Mapping[str, Any]) -> bytes:
@@ -97,14 +106,6 @@ def _fault(one: Mapping[str, Any]) -> str | None:
     if not measured and not one["reason"]:
         return f"{key(one)}: unavailable without a reason"
     return f"{key(one)}: a repeat took no time" if measured and min(one["wall_ns"]) < 1 else None
-
-
-def _when(text: str) -> bool:
-    """Whether it is a time of which one can say whether it was before another."""
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
 
 
 def _constant(name: str) -> float:

@@ -142,13 +142,18 @@ class Plan(Protocol):
         ...
 
 
+def fresh(plan: Plan | None) -> bool:
+    """Whether noise comes from the system, so that another attempt at a round or a run is another release."""
+    return plan is not None and plan.noise_source == "system"
+
+
 def redrawn(plan: Plan | None, attempt: int) -> int:
     """By which attempt at a round its cohort and batches are drawn, from 1.
 
     Seeded noise is the same in each, which then is no release of its own. Fresh noise on the same sample would cost
     more than a second sampled step: it takes a sample of its own.
     """
-    return attempt if plan is not None and plan.noise_source == "system" else 1
+    return attempt if fresh(plan) else 1
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from privbench.benchmarks.federation.launch import Launch, launched, rank
 from privbench.benchmarks.federation.meeting import RankLost
 from privbench.benchmarks.federation.processes import Processes
 
+from .conftest import fail_at_three, refuse
+
 WORLD = 3
 TIMEOUT = 2.0
 """Of tests of silence; others leave a busy machine more."""
@@ -35,16 +37,6 @@ def square(context, item):
 def where(context, item):
     time.sleep(0.002)
     return os.getpid(), torch.get_num_threads(), float(context.received.sum())
-
-
-def fail_at_three(context, item):
-    if item == 3:
-        raise ZeroDivisionError("item three")
-    return item
-
-
-def refuse(context, item):
-    raise ConfigError("alpha", item, "more than 0")
 
 
 def leave_in_other_ranks(context, item):

@@ -13,6 +13,8 @@ from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.federation.engine import ClientFailed, WorkerDied, WorkerStuck
 from privbench.benchmarks.federation.processes import Pool, Serial, cores, start
 
+from .conftest import fail_at_three, refuse
+
 
 def square(context, item):
     return context + item * item
@@ -21,16 +23,6 @@ def square(context, item):
 def slow_first(context, item):
     time.sleep(0.05 if item % 4 == 0 else 0)
     return item
-
-
-def fail_at_three(context, item):
-    if item == 3:
-        raise ZeroDivisionError("item three")
-    return item
-
-
-def refuse(context, item):
-    raise ConfigError("alpha", item, "more than 0")
 
 
 def die_at_three(context, item):
