@@ -12,6 +12,8 @@ from privbench.benchmarks.tasks.task import Split
 
 Unit = Literal["record", "client"]
 Form = Literal["gradient", "record"]
+LONGEST = 1e6
+"""Of a gradient canary, over the clip: longer ones would not be finite in 32-bit floating point, and count as zero."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Canaries:
 
     def __post_init__(self) -> None:
         require(self.count >= 2, "count", self.count, "at least 2")
-        require(self.length >= 1, "length", self.length, "at least 1, the clip")
+        require(1 <= self.length <= LONGEST, "length", self.length, f"from 1, the clip, to {LONGEST:g}")
 
     def plant(self, unit: Unit, clients: int, parameters: int, train: Split, classes: int, seed: int) -> "Planted":
         """Draw coins, owners and canaries, each from a stream of its own.

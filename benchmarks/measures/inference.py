@@ -14,6 +14,7 @@ from privbench.benchmarks.tasks.task import Split
 from privbench.defenses.accounting.accountant import round_up
 from privbench.defenses.accounting.history import Uncovered
 from privbench.defenses.accounting.plan import ClientPlan
+from privbench.defenses.accounting.wording import RECEIPT_READER
 
 if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Prepared
@@ -108,12 +109,26 @@ class Claim:
 def claim(federation: "Federation", ledger: list[dict[str, Any]], adversary: str) -> Claim:
     """What the run's plan states against ``adversary`` after the rounds in ``ledger``."""
     stated = federation.plan.statements(ledger) if federation.plan else []
-    for statement in stated:
-        if statement["adversary"] == adversary:
+    by_adversary = {s["adversary"]: s for s in stated}
+    for name in _covering(federation, adversary):
+        if (statement := by_adversary.get(name)) is not None:
             epsilon = inf if statement["epsilon"] is None else statement["epsilon"]
             return Claim(statement["unit"], epsilon, statement["delta"], statement["history"], statement["adjacency"])
     unit = federation.plan.unit if federation.plan else None
     return Claim(unit, inf, stated[0]["delta"] if stated else None)
+
+
+def _covering(federation: "Federation", adversary: str) -> tuple[str, ...]:
+    """Whose claims hold against ``adversary`` as well, first of all its own.
+
+    A client gets models, and the receipts where there are some. An operator that crafts models reads as much as one
+    that doesn't, and what clients do before they send holds whatever model they start from.
+    """
+    if adversary == "participant":
+        return adversary, RECEIPT_READER, "model_recipient"
+    if adversary == "active_operator" and federation.defense.channel.plaintext:
+        return adversary, "server_operator"
+    return (adversary,)
 
 
 def of_record(federation: "Federation", claimed: Claim) -> Claim:

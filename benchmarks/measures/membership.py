@@ -71,6 +71,9 @@ class Membership(Inference):
         hint = "none: members are single records, while the run claims a guarantee for all of a patient's together"
         patients = federation.plan is not None and federation.plan.unit == "patient"
         require(not patients, "attack", self.attack.name, hint)
+        hint = "one that needs no shadows, such as loss_threshold: shadow models are trained without the poisoner"
+        honest = federation.poisoner is None or not self.attack.needs_shadows
+        require(honest, "attack", self.attack.name, hint)
         test = len(federation.task.raw.test)
         require(test >= 10, "candidates", self.candidates, f"a task with at least 10 test records, not {test}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from privbench.benchmarks.federation.view import ADVERSARIES
 from privbench.benchmarks.results.arms import Arm, Estimate
 from privbench.benchmarks.results.curves import Point, beside, draw_line, label_ticks, places_of
 from privbench.benchmarks.results.leakage_curves import elsewhere, epsilon_of, family, names_of, without
@@ -106,7 +107,9 @@ def panels(results: Results) -> Iterator[list[Panel]]:
     for arm in results.arms():
         setups.setdefault(without(arm.runs[0].settings, APART), []).append(arm)
     for arms in setups.values():
-        pairs = sorted({p for a in arms for p, said in a.guarantees().items() if isfinite(said.epsilon)})
+        stated = {p for a in arms for p, said in a.guarantees().items() if isfinite(said.epsilon)}
+        # Nothing is measured against who has no view, such as a reader of receipts.
+        pairs = sorted((unit, adversary) for unit, adversary in stated if adversary in ADVERSARIES)
         found = [_panel(chosen, m, *pair) for measure in MEASURES for m, chosen in _of(arms, measure) for pair in pairs]
         kept = [p for p in found if p.lines]
         if any(p.curve for p in kept) and len({p.measure.name for p in kept if p.curve}) > 1:

@@ -36,7 +36,8 @@ def noise_multiplier(target: float, delta: float, rate: float, steps: int, terms
     # The central limit of many steps (Bu et al. 2020) is no bound, but near. Then a grid that is cheap, then the real.
     mu, apart = gaussian_mu(target, delta), math.log(2) if terms.adjacency == "replace" else 0.0
     if rate < 1:
-        start = apart - 0.5 * math.log(math.log1p((mu / rate) ** 2 / steps))
+        # Capped, so that its square is a number, as it is for no rate that anything is ever drawn at.
+        start = apart - 0.5 * math.log(math.log1p(min(mu / rate, 1e150) ** 2 / steps))
         start, slope = _root(excess(accountant.coarse()), start, -2.0, 1e-3)
     else:
         start, slope = apart + 0.5 * math.log(steps) - math.log(mu), -1.0

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from privbench.defenses.accounting import cohorts, wording
-from privbench.defenses.accounting.history import History, summed
+from privbench.defenses.accounting.history import History, noiseless, summed
 
 Fault = tuple[str, str]
 """A field, and what is wrong with it."""
 
-_ADVERSARIES = ["model_recipient", "server_operator"]
+_ADVERSARIES = ("model_recipient", "server_operator")
 _HIDING, _SEEN = ("add_remove", "replace"), ("zero_out", "replace")
 
 
@@ -82,6 +82,12 @@ class Run:
         return self.noise == "central" and self.more["diagonals"] is None
 
     @property
+    def in_receipts(self) -> bool:
+        """Whether receipts name the sizes of cohorts whose sampling amplifies."""
+        sampled = any(q < 1 for q, _ in self.charged("sampling_rate"))
+        return self.unit == "client" and self.amplified and sampled and not self.reads_updates
+
+    @property
     def reads_updates(self) -> bool:
         """Whether whoever runs the server reads single updates."""
         return self.statement["mechanism"]["operator_reads"] == wording.READS[True]
@@ -115,6 +121,8 @@ class Run:
             return self._unsampled(
                 "noise_multiplier", wording.once_in(apart, self.counted) if central else wording.SEES_SUMS
             )
+        if who == wording.RECEIPT_READER:
+            return self._unsampled("noise_multiplier", wording.READS_RECEIPTS)
         if not self.reads_updates:
             return self._unsampled("noise_multiplier", wording.SEES_WHO)
         if self.noise == "central":
@@ -165,8 +173,9 @@ def of_statement(statement: Mapping[str, Any]) -> Iterator[Fault]:
     run, claims = Run(statement), statement["claims"]
     mechanism, sampling = statement["mechanism"], statement["sampling"]
     who = sorted(c["adversary"] for c in claims)
-    if who != _ADVERSARIES:
-        yield "claims", f"are against {', '.join(who)}; there is one against each of {', '.join(_ADVERSARIES)}"
+    wanted = sorted((*_ADVERSARIES, *([wording.RECEIPT_READER] if run.in_receipts else [])))
+    if who != wanted:
+        yield "claims", f"are against {', '.join(who)}; there is one against each of {', '.join(wanted)}"
     for name in ("unit", "delta", "mechanism"):
         if len({c[name] for c in claims}) > 1:
             yield name, f"differs between claims: {', '.join(str(c[name]) for c in claims)}"
@@ -255,7 +264,7 @@ def of_claim(claim: Mapping[str, Any], statement: Mapping[str, Any]) -> Iterator
         yield "mechanism", f"{claim['mechanism']!r} isn't {run.mechanism!r}"
     yield from _adapted(run)
     yield from _shares(run, claim)
-    if run.distribution["grid"] and "RDP" not in claim["accountant"]:
+    if run.distribution["grid"] and "RDP" not in claim["accountant"] and not noiseless(derived.history):
         yield "accountant", f"{claim['accountant']!r}: RDP alone has a proof for sums of discrete noise"
 
 

@@ -13,13 +13,15 @@ from privbench.defenses.accounting.accountant import Terms, round_up
 from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.factorisation import Banded, banded
 from privbench.defenses.accounting.guarantee import Facts, Guarantee, Plan, Unit
-from privbench.defenses.accounting.history import Step
+from privbench.defenses.accounting.history import MOST_NOISE, Step
 from privbench.defenses.accounting.record_level import RecordLevel, RecordPlan
 from privbench.defenses.accounting.wording import (
     MECHANISMS,
     NOT_COVERED,
     READS_MESSAGES,
+    READS_RECEIPTS,
     READS_UPDATES,
+    RECEIPT_READER,
     SEES_SUMS,
     SEES_WHO,
     Noise,
@@ -76,6 +78,8 @@ class ClientLevel(Guarantee):
         require(self.noise == "central" or not self.adaptive, "adaptive", self.adaptive, hint)
         hint = "null: there is nothing to count without adaptive=true"
         require(self.adaptive or self.count_noise is None, "count_noise", self.count_noise, hint)
+        known = self.count_noise is None or 0 < self.count_noise <= MOST_NOISE
+        require(known, "count_noise", self.count_noise, f"positive, and at most {MOST_NOISE:g}")
         require(self.bands is None or self.bands >= 1, "bands", self.bands, "at least 1, or null")
         correlated = self.bands is not None
         hint = "null: only who adds the noise to the sum (noise=central) can correlate it over rounds"
@@ -119,6 +123,9 @@ class ClientLevel(Guarantee):
             hint = f"more than {sigma / 2:.4g}, half the noise multiplier: the count alone would cost all there is"
             require(self.count_noise > sigma / 2, "count_noise", self.count_noise, hint)
         plan = ClientPlan(self, facts, sigma)
+        if self.noise == "distributed":
+            hint = f"more: {plan.dishonest} of {plan.expected:g} clients aren't counted on, and a sum has {plan.needed}"
+            require(plan.needed > plan.dishonest, "honest", self.honest, hint)
         self.check_budget([plan.spent(1)], facts.sampling)
         return plan
 
@@ -206,7 +213,13 @@ class ClientPlan:
         """How many clients' noise a round's sum holds for sure; 1 (one's own) where cohorts vary, 0 if central."""
         if self.guarantee.noise == "central":
             return 0
-        return max(1, at_most(self.guarantee.honest, self.needed))
+        return max(1, self.needed - self.dishonest)
+
+    @property
+    def dishonest(self) -> int:
+        """How many clients of a cohort aren't counted on to add their noise. All of them may be in a sum."""
+        expected = round(self.expected)
+        return expected - at_most(self.guarantee.honest, expected)
 
     @property
     def message_multiplier(self) -> float:
@@ -260,7 +273,17 @@ class ClientPlan:
         return {"round": round, **multiplier}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [self._recipient(ledger), self._operator(ledger)]
+        more = [self._unsampled(RECEIPT_READER, ledger, "noise_multiplier", READS_RECEIPTS)]
+        return [self._recipient(ledger), self._operator(ledger), *(more if self.in_receipts else [])]
+
+    @property
+    def in_receipts(self) -> bool:
+        """Whether there are receipts, which name the size of each cohort, and sampling that they take away from.
+
+        Central noise on updates that whoever runs the server doesn't read is an attested aggregator's.
+        """
+        central = self.guarantee.noise == "central" and self.matrix is None
+        return central and self.facts.rate < 1 and not self.facts.operator_reads_updates
 
     def _recipient(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever gets models: the sum's noise; amplified by sampling only if it is central.

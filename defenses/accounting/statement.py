@@ -14,7 +14,7 @@ from typing import Any
 
 from privbench.defenses.accounting import wording
 
-SCHEMA = "privbench.privacy-statement/3"
+SCHEMA = "privbench.privacy-statement/4"
 _LIBRARIES = ("privbench", "dp-accounting", "opacus", "scipy", "torch")
 
 

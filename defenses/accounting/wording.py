@@ -6,6 +6,8 @@ from typing import Literal
 
 Noise = Literal["central", "local", "distributed"]
 
+RECEIPT_READER = "receipt_reader"
+"""Who gets models and the receipts of an attested aggregator."""
 DEFINITION = "(epsilon, delta)-differential privacy"
 MECHANISMS: Mapping[Noise, str] = {
     "central": "Gaussian on the sum of clipped updates, noise added once by the server",
@@ -27,6 +29,7 @@ NOT_COVERED = "that a client takes part, and how many records it says it has"
 READS_UPDATES = "the server reads every update before it is clipped and noised"
 READS_MESSAGES = "it reads every message, which holds its own client's noise alone"
 SEES_WHO = "it sees who takes part and what is released: every round is counted, without amplification"
+READS_RECEIPTS = "it reads how large each cohort was: every round is counted, without amplification"
 SEES_SUMS = "it sees sums, over all rounds"
 READS: Mapping[bool, str] = {True: "updates", False: "sums"}
 """What whoever runs the server reads, by whether it is single updates: else it is sums, or what is released."""

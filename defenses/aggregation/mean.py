@@ -98,7 +98,7 @@ class AdaptiveClippedMean(ClippedMean):
 
     Args:
         quantile: gamma, of the norms of updates, in [0, 1].
-        rate: eta, the rate of the geometric updates, > 0.
+        rate: eta, the rate of the geometric updates, in (0, 10].
     """
 
     quantile: float = 0.5
@@ -108,7 +108,9 @@ class AdaptiveClippedMean(ClippedMean):
         super().__post_init__()
         require(self.clip is None, "clip", self.clip, "null: it is adapted, and begins with the privacy plan's")
         require(0 <= self.quantile <= 1, "quantile", self.quantile, "in [0, 1]")
-        require(0 < self.rate < math.inf, "rate", self.rate, "must be positive")
+        require(
+            0 < self.rate <= 10, "rate", self.rate, "positive, and at most 10: the clip then changes by e^10 a round"
+        )
 
     def combine(self, updates: Iterable[Update], state: dict[str, Any], context: RoundContext) -> Update:
         plan = context.plan

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from privbench.benchmarks.build import RUNTIME, require
 from privbench.benchmarks.federation.server import ServerState
+from privbench.defenses.accounting.guarantee import fresh
 from privbench.defenses.accounting.plan import ClientLevel, ClientPlan, Facts, Plan
 from privbench.defenses.channel.channel import Setup
 from privbench.defenses.noise import Source
@@ -82,6 +83,8 @@ class SecAgg:
             room = self.encoding.capacity
             hint = f"fewer bits, or ring=64: weights of {sum(weights)} in all, and sums of {self.bits} bits overflow"
             require(False, "defense.channel.bits", self.bits, f"{hint} {self.ring} from {room + 1}")
+        hint = "system: fresh noise hides nothing in messages that whoever knows the seed can unmask"
+        require(self.keys == "system" or not fresh(plan), "defense.channel.keys", self.keys, hint)
         if isinstance(plan, ClientPlan):
             most = plan.clip * (1 + DEVIATIONS * plan.message_multiplier)
             hint = f"at least {most:.3g}: a clip of {plan.clip:g} and {DEVIATIONS} deviations of a client's noise"

@@ -124,7 +124,9 @@ def test_too_little_noise_on_the_count_is_refused():
         ("count_noise", lambda: level(adaptive=False, count_noise=5.0)),
         ("clip", lambda: AdaptiveClippedMean(clip=1.0)),
         ("quantile", lambda: AdaptiveClippedMean(quantile=1.5)),
+        ("count_noise", lambda: level(count_noise=math.inf)),
         ("rate", lambda: AdaptiveClippedMean(rate=0.0)),
+        ("rate", lambda: AdaptiveClippedMean(rate=5000.0)),
         (
             "privacy.adaptive",
             lambda: Defense(

@@ -159,6 +159,15 @@ def test_who_is_not_honest_adds_nothing_and_the_others_more():
     assert [plan.tolerates(n) for n in (0, 4, 5)] == [True, True, False]
 
 
+def test_of_the_least_sum_all_may_be_there_who_are_not_honest():
+    some = level("distributed", honest=0.75, present=0.75).bind(facts(dropout=0.1, operator_reads_updates=False))
+    assert (some.needed, some.shares) == (12, 8)
+    assert [some.tolerates(n) for n in (4, 5)] == [True, False]
+    with pytest.raises(ConfigError, match="8 of 16 clients aren't counted on, and a sum has 8") as caught:
+        level("distributed", honest=0.5, present=0.5).bind(facts(dropout=0.1, operator_reads_updates=False))
+    assert caught.value.field == "honest"
+
+
 def test_the_ledger_adds_up():
     plan = level("local").bind(facts())
     half, whole = said(plan, "server_operator", 10)["epsilon"], said(plan, "server_operator")["epsilon"]

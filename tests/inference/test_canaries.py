@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -75,7 +76,8 @@ def test_canary_records_are_copies_under_another_label():
     ("fields", "field", "hint"),
     [
         ({"count": 1}, "count", "at least 2"),
-        ({"length": 0.5}, "length", "at least 1"),
+        ({"length": 0.5}, "length", "from 1, the clip"),
+        ({"length": math.inf}, "length", "to 1e"),
         ({"count": 81}, "count", "at most 80, the parameters"),
         ({"count": 61, "form": "record"}, "count", "at most 60, the training records"),
     ],

@@ -1,5 +1,7 @@
 """Audits and membership inference in real runs."""
 
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,13 @@ from privbench.benchmarks.build import ConfigError
 from privbench.benchmarks.experiment import prepare
 from privbench.benchmarks.measures import audit as measure
 from privbench.benchmarks.measures.audit import by_layer
-from privbench.benchmarks.measures.inference import Claim, verdict
+from privbench.benchmarks.measures.inference import Claim, claim, verdict
 from privbench.benchmarks.progress import Progress
 from privbench.benchmarks.run import run
 from privbench.benchmarks.sweep import compose
+from privbench.defenses import Defense
+from privbench.defenses.accounting import ClientLevel, Facts, RecordLevel
+from privbench.defenses.channel import SecAgg
 
 
 def named(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
@@ -128,6 +133,21 @@ def test_layers_are_those_of_the_model():
         touched = {n.rpartition(".")[0] for n, part in federation.layout.views(vector).items() if part.any()}
         assert touched == {name}
         vector.zero_()
+
+
+@pytest.mark.parametrize(("adversary", "like"), [("participant", "receipt_reader"), ("active_operator", None)])
+def test_an_adversary_without_a_claim_has_that_of_one_who_sees_as_much(adversary, like):
+    facts = Facts(20, 5, 0.5, "poisson", (9,) * 20, (3,) * 20, (1,) * 20, operator_reads_updates=False)
+    plan = ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=2.0).bind(facts)
+    federation: Any = SimpleNamespace(plan=plan, defense=Defense(channel=SecAgg()))
+    ledger = [plan.charge(n, range(10)) for n in range(1, 6)]
+    found = claim(federation, ledger, adversary).epsilon
+    assert found == (math.inf if like is None else claim(federation, ledger, like).epsilon)
+    by_clients = RecordLevel(delta=1e-3, clip=1.0, noise_multiplier=2.0).bind(facts)
+    federation = SimpleNamespace(plan=by_clients, defense=Defense())
+    ledger = [by_clients.charge(n, range(10)) for n in range(1, 6)]
+    operator = claim(federation, ledger, "server_operator").epsilon
+    assert claim(federation, ledger, adversary).epsilon == operator < math.inf
 
 
 def test_more_than_is_proven_is_a_bug():

@@ -134,11 +134,12 @@ def test_shadows_have_the_noise_of_the_runs_channel(tmp_path, defense):
         ("loss_threshold", "shadows=4", "inference.shadows", "needs none"),
         ("lira", "candidates=3", "inference.candidates", "at least 10"),
         ("lira", "confidence=0", "inference.confidence", r"\(0, 1\)"),
+        ("lira", "confidence=0.9 poisoning=label_flip", "inference.attack", "trained without the poisoner"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, option, change, field, hint):
     with pytest.raises(ConfigError, match=hint) as caught:
-        compose([*PLAIN, f"inference={option}", f"inference.{change}", f"results_dir={tmp_path}"])
+        compose([*PLAIN, f"inference={option}", *f"inference.{change}".split(), f"results_dir={tmp_path}"])
     assert caught.value.field == field
 
 

@@ -14,6 +14,7 @@ from privbench.benchmarks.federation.sampling import cohort
 from privbench.defenses import Defense
 from privbench.defenses.accounting import ClientLevel, RecordLevel
 from privbench.defenses.aggregation import ClippedMean, FixedDenominatorMean
+from privbench.defenses.channel import SecAgg
 from privbench.defenses.local import DPSGD, ClientNoise
 from privbench.defenses.release import CentralGaussian
 
@@ -199,6 +200,24 @@ def test_attackers_who_cannot_choose_their_rounds_are_refused(federate, options,
         federate(clients=8, **options, poisoner=poisoner("when_attacking"))
     assert caught.value.field == field
     federate(clients=8, **options, poisoner=poisoner("as_others"))
+
+
+def test_who_stays_away_may_take_noise_along_that_nobody_counts_on(federate):
+    """Two of eight clients, where every sum is counted on to hold the noise of six, or of seven."""
+    channel = SecAgg(range=4.0, bits=24, threshold=0.6)
+
+    def attacked(present: float) -> Any:
+        level = ClientLevel(1e-3, 0.3, noise_multiplier=0.1, noise="distributed", present=present, accountant="rdp")
+        defense = Defense(ClientNoise("discrete"), channel, FixedDenominatorMean(), privacy=level)
+        schedule = Schedule(start=2, invited="when_attacking")
+        return federate(
+            clients=8, sampling="poisson", rounds=2, defense=defense, poisoner=Backdoor(2, schedule=schedule)
+        )
+
+    assert [len(r.invited) for r in attacked(0.75).rounds] == [6, 8]
+    with pytest.raises(ConfigError, match="noise of 7 clients") as caught:
+        attacked(0.8)
+    assert caught.value.field == "poisoning.schedule.invited"
 
 
 @pytest.mark.parametrize("invited", ["as_others", "when_attacking"])

@@ -107,6 +107,11 @@ def test_millions_of_steps_are_composed(capsys):
     assert many["epsilon"] == pytest.approx(few["epsilon"], rel=0.02)
 
 
+def test_a_rate_at_which_nothing_is_drawn_has_a_noise_too(capsys):
+    found = told(capsys, noise, "--epsilon 1 --sampling-rate 1e-200 --steps 10 --delta 1e-5 --accountant rdp")
+    assert 0 <= found["epsilon"] <= 1
+
+
 def test_noise(capsys):
     found = told(capsys, noise, "--epsilon 3 --sampling-rate 0.01 --steps 10000 --delta 1e-5")
     assert 2.99 <= found["epsilon"] <= 3

@@ -6,9 +6,11 @@ import pytest
 from scipy import integrate
 from scipy.stats import binom, norm
 
-from privbench.defenses.accounting.accountant import epsilon
+from privbench.defenses.accounting import ClientLevel, Facts
+from privbench.defenses.accounting.accountant import epsilon, round_up
+from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.gaussian import gaussian_epsilon
-from privbench.defenses.accounting.group import group_epsilon
+from privbench.defenses.accounting.group import group_epsilon, group_statement
 
 DELTA = 1e-3
 
@@ -58,6 +60,16 @@ def test_it_grows_with_the_group_and_is_infinite_without_noise():
 def test_values_out_of_range_are_refused(delta, members):
     with pytest.raises(ValueError, match=r"delta|members"):
         group_epsilon([((0.5, 1.0), 1)], delta, members)
+
+
+def test_of_discrete_noise_it_has_the_proof_that_its_claims_have():
+    level = ClientLevel(delta=DELTA, clip=0.5, noise_multiplier=2.0, noise="distributed", accountant="rdp")
+    facts = Facts(8, 5, 1.0, "fixed", (9,) * 8, (3,) * 8, (1,) * 8, operator_reads_updates=False)
+    plan = level.bind(facts).on(Grid(2.0**-12, 1000))
+    ledger = [plan.charge(n, range(8)) for n in range(1, 6)]
+    one, two = (group_statement(plan, ledger, members, always=True) for members in (1, 2))
+    assert round_up(one) == plan.statements(ledger)[0]["epsilon"]
+    assert two > 2 * one
 
 
 def test_no_step_takes_back_another():

@@ -8,6 +8,7 @@ import pytest
 
 from privbench.defenses.accounting import ClientLevel, Facts, RecordLevel
 from privbench.defenses.accounting.command import dp
+from privbench.defenses.accounting.discrete import Grid
 from privbench.defenses.accounting.statement import Documents, Subject, document
 from privbench.defenses.accounting.verification import verify
 
@@ -28,6 +29,14 @@ def facts(**changes: Any) -> Facts:
     return Facts(**{**fields, **changes})
 
 
+TEN: dict[str, Any] = {
+    "clients": 10,
+    "participation": 1.0,
+    "sampling": "fixed",
+    "records": (40,) * 10,
+    "batch": (10,) * 10,
+    "steps": (4,) * 10,
+}
 PLANS = {
     "central": ClientLevel(delta=1e-3, clip=0.5, epsilon=8.0).bind(facts()),
     "attested": ClientLevel(delta=1e-3, clip=0.5, epsilon=8.0).bind(facts(operator_reads_updates=False)),
@@ -41,6 +50,26 @@ PLANS = {
         facts(sampling="fixed", operator_reads_updates=False)
     ),
     "clip only": ClientLevel(delta=1e-3, clip=0.5, noise_multiplier=0.0).bind(facts()),
+    "clip only, discrete": ClientLevel(
+        delta=1e-3, clip=0.5, noise_multiplier=0.0, noise="distributed", accountant="rdp"
+    )
+    .bind(facts(**TEN, operator_reads_updates=False))
+    .on(Grid(2.0**-12, 1000)),
+}
+# By these accountants epsilon is above what RDP finds, and a bound all the same.
+ABOVE_RDP = {
+    "prv, hardly sampled": ClientLevel(delta=1e-5, clip=0.5, noise_multiplier=20.0, accountant="prv").bind(
+        facts(participation=0.01)
+    ),
+    "prv, much noise": ClientLevel(
+        delta=1e-5, clip=0.5, noise_multiplier=3000.0, accountant="prv", noise="distributed"
+    ).bind(facts(participation=1.0, operator_reads_updates=False)),
+    "prv, records": RecordLevel(delta=9e-6, clip=1.0, noise_multiplier=20.0, accountant="prv").bind(
+        facts(records=(1000,) * 100, rounds=3)
+    ),
+    "pld, small delta": ClientLevel(delta=1e-14, clip=0.5, noise_multiplier=1.0).bind(
+        facts(participation=0.01, rounds=1000)
+    ),
 }
 
 
@@ -67,8 +96,30 @@ def test_what_a_run_states_holds(name, retried):
     statement = json.loads(json.dumps(given.statement))
     assert faults(statement) == faults(statement, given.opening) == []
     claims = {c["adversary"]: c["epsilon"] for c in statement["claims"]}
-    if name != "clip only" and not name.startswith("local"):
+    if "clip only" not in name and not name.startswith("local"):
         assert (claims["model_recipient"] > 8.0) == retried, "a second attempt is a second release"
+
+
+@pytest.mark.parametrize("name", ABOVE_RDP)
+def test_the_second_value_may_be_the_smaller_one(name):
+    plan = ABOVE_RDP[name]
+    ledger = [plan.charge(r, [0]) for r in range(1, plan.facts.rounds + 1)]
+    statement = document(plan, ledger, [1] * plan.facts.rounds, SUBJECT).statement
+    own = statement["claims"][0]
+    assert own["epsilon"] > own["rdp_epsilon"] + 1e-3
+    assert faults(statement) == []
+
+
+def test_receipts_name_cohorts_so_that_their_readers_have_a_claim_of_their_own():
+    claims = {c["adversary"]: c for c in made("attested").statement["claims"]}
+    reader, operator, recipient = (claims[a] for a in ("receipt_reader", "server_operator", "model_recipient"))
+    assert (reader["adjacency"], reader["sampling"]) == ("zero_out", "none")
+    assert reader["epsilon"] == operator["epsilon"] > 2 * recipient["epsilon"]
+    without = copy.deepcopy(made("attested").statement)
+    without["claims"].remove(reader)
+    assert faults(without) == ["statement: claims"]
+    for name in ("central", "local, hidden", "record"):
+        assert len(made(name).statement["claims"]) == 2, "nothing that cohorts' sizes take away from"
 
 
 def claim(field: str, value: Any):
@@ -113,6 +164,7 @@ def test_the_operator_s_claim_is_not_changed_by_itself(name, other):
     honest["claims"][1] = hiding["claims"][1]
     assert {"server_operator: history", "server_operator: why"} <= set(faults(honest))
     honest["mechanism"]["operator_reads"] = "sums"
+    honest["claims"] += hiding["claims"][2:]
     assert faults(honest) == [], "another run's"
 
 
@@ -145,7 +197,7 @@ def test_another_schema_is_refused_by_name(schema):
     del statement["mechanism"]["operator_reads"]
     (check,) = verify(statement)
     assert check.name == "form"
-    assert f"schema: {str(schema)!r}, and 'privbench.privacy-statement/3' is what" in str(check.fault)
+    assert f"schema: {str(schema)!r}, and 'privbench.privacy-statement/4' is what" in str(check.fault)
 
 
 NUMBERS: list[tuple[Any, ...]] = [

@@ -259,6 +259,14 @@ def test_noise_needs_an_accountant_with_a_proof_and_room(task: Any, mlp: Any):
     assert caught.value.field == "defense.channel.bits"
 
 
+def test_fresh_noise_needs_fresh_keys(task: Any, mlp: Any):
+    seeded, fresh = replace(FINE, keys="seeded"), replace(SHARED, noise_source="system")
+    with pytest.raises(ConfigError, match="can unmask") as caught:
+        make(task, mlp, Defense(channel=seeded, **{**NOISED, "privacy": fresh}))
+    assert caught.value.field == "defense.channel.keys"
+    make(task, mlp, Defense(channel=seeded, **NOISED))
+
+
 def test_drop_outs_need_noise_made_for_fewer(task: Any, mlp: Any, federate: Callable[..., Any]):
     for settings, channel in (({"dropout": 0.1}, FINE), ({}, replace(FINE, late_dropout=0.1))):
         with pytest.raises(ConfigError, match="takes its share of the noise along") as caught:
