@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,14 +171,19 @@ def test_a_group_without_a_choice_runs(tmp_path):
 
 def test_control_c_is_one_line_and_the_same_command_resumes(tmp_path):
     command = [SCRIPT, "run", *SMALL, "federation.rounds=1000000", "results_dir=r"]
-    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    metrics = ()
-    deadline = time.monotonic() + 120
-    while not metrics and time.monotonic() < deadline:
-        time.sleep(0.1)
-        metrics = [p for p in tmp_path.glob("r/runs/*/metrics.jsonl") if p.stat().st_size]
-    started.send_signal(signal.SIGINT)
-    error = started.communicate(timeout=60)[1]
+    # Tests that a shell began in the background ignore the signal, and so would what they start.
+    heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heeding) as started:
+        try:
+            metrics = ()
+            deadline = time.monotonic() + 120
+            while not metrics and time.monotonic() < deadline:
+                time.sleep(0.1)
+                metrics = [p for p in tmp_path.glob("r/runs/*/metrics.jsonl") if p.stat().st_size]
+            started.send_signal(signal.SIGINT)
+            error = started.communicate(timeout=60)[1]
+        finally:
+            started.kill()
     assert metrics
     assert started.returncode == 130
     assert error.strip().splitlines()[-1] == "privbench: interrupted; the same command resumes"
