@@ -1,5 +1,6 @@
 """Was this record trained on? Scores from a released model, and what scores are worth."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -146,6 +147,15 @@ def roc(scores: np.ndarray, members: np.ndarray) -> ROC:
     last = np.append(np.diff(scores[order]) != 0, True)
     true, false = np.cumsum(members[order])[last], np.cumsum(~members[order])[last]
     return ROC(np.append(0, false / (~members).sum()), np.append(0, true / members.sum()))
+
+
+def of_guessing(members: int, others: int) -> float:
+    """The :attr:`ROC.advantage` to be expected of scores that know nothing, for so many members and non-members.
+
+    It isn't 0, since the threshold is chosen in hindsight: D sqrt(nm / (n + m)) exceeds x with a probability of
+    exp(-2 x^2) (Smirnov's one-sided statistic of two samples, in the limit), whose mean is sqrt(pi / 8).
+    """
+    return math.sqrt(math.pi / 8 * (1 / members + 1 / others))
 
 
 def bound(epsilon: float, delta: float, fpr: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from privbench.benchmarks.experiment import Experiment
 
 ADVERSARY = "model_recipient"
-RATES = {0.01: 0, 0.001: 10_000}
+RATES = {0.01: 100, 0.001: 10_000}
 """False positive rates, and how many non-members each needs."""
 
 

@@ -191,6 +191,12 @@ class Arm:
         return replace(weakest, simulated=any(s.simulated for s in stated))
 
 
+def cut_short(arms: Iterable[Arm]) -> list[str]:
+    """A note for each arm whose runs did fewer rounds than were asked for, and why."""
+    said = [(a, sorted({str(r.manifest["stopped"]) for r in a.runs if r.manifest.get("stopped")})) for a in arms]
+    return [f"{arm.label}: {'; '.join(reasons)}." for arm, reasons in said if reasons]
+
+
 def group(runs: Iterable[Run], revisions: bool = False) -> list[Arm]:
     """Arms in the order in which the first run of each comes, runs by seed, with labels that tell them apart.
 

@@ -12,13 +12,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from privbench.benchmarks.federation.view import ADVERSARIES
-from privbench.benchmarks.results.arms import Arm, Estimate
+from privbench.benchmarks.results.arms import Arm, Estimate, cut_short
 from privbench.benchmarks.results.curves import Point, beside, draw_line, label_ticks, places_of
+from privbench.benchmarks.results.inference import of_no_membership
 from privbench.benchmarks.results.leakage_curves import elsewhere, epsilon_of, family, names_of, without
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.matrix import attack_names
 from privbench.benchmarks.results.style import legend_shape, new, seeds, style, words, wrap
-from privbench.benchmarks.results.tabular import Table, number
+from privbench.benchmarks.results.tabular import Table, at_most, number
 
 NAME = "frontier"
 APART = ("defense", "poisoning", "inference", "leakage")
@@ -36,7 +37,8 @@ class Measure:
         poisoned: whether it is of runs with a poisoner.
         scale: by which it is drawn.
         reference: what stands for no success: of an arm and an adversary.
-        attack: of which poisoner alone, by :func:`attack_names`, where there are several.
+        by: the group of settings whose success it is, if it isn't the model's.
+        attack: of which poisoner or attack alone, where there are several.
     """
 
     name: str
@@ -44,11 +46,12 @@ class Measure:
     poisoned: bool = False
     scale: float = 1.0
     reference: Callable[[Arm, str], float | None] = field(default=lambda arm, adversary: 0.0)
+    by: str | None = None
     attack: str | None = None
 
     @property
     def key(self) -> str:
-        """The metric, with its poisoner where there are several."""
+        """The metric, with its attack where there are several."""
         return self.name if self.attack is None else f"{self.name} {self.attack}"
 
     def of(self, arm: Arm, adversary: str) -> Estimate:
@@ -68,10 +71,10 @@ def _guess(metric: str) -> Callable[[Arm, str], float | None]:
 
 MEASURES = (
     Measure("accuracy", "accuracy (%)", scale=100, reference=lambda arm, _: _percent(arm.runs[0].chance)),
-    Measure("psnr_db", "PSNR (dB)", reference=_guess("psnr_db")),
-    Measure("mse", "MSE\n(lower leaks more)", reference=_guess("mse")),
-    Measure("membership_advantage", "membership\nadvantage"),
-    Measure("asr", "attack success (%)", poisoned=True, scale=100),
+    Measure("psnr_db", "PSNR (dB)", reference=_guess("psnr_db"), by="leakage"),
+    Measure("mse", "MSE\n(lower leaks more)", reference=_guess("mse"), by="leakage"),
+    Measure("membership_advantage", "membership\nadvantage", reference=of_no_membership, by="inference"),
+    Measure("asr", "attack success (%)", poisoned=True, scale=100, by="poisoning"),
 )
 
 
@@ -117,17 +120,22 @@ def panels(results: Results) -> Iterator[list[Panel]]:
 
 
 def _of(arms: Sequence[Arm], measure: Measure) -> Iterator[tuple[Measure, list[Arm]]]:
-    """Arms of which it is a measure; of several poisoners each by itself, since their rates are of no one curve."""
+    """Arms of which it is a measure; of several attacks each by itself, since their success is of no one curve."""
     mine = [a for a in arms if a.poisoned == measure.poisoned]
-    if not measure.poisoned:
+    if measure.by is None:
         yield measure, mine
         return
-    names = attack_names([a for a in mine if a.final(measure.name).state != "absent"])
+    tried = [a for a in mine if _tried(a, measure)]
+    names = attack_names(tried, measure.by)
     attacks = dict.fromkeys(names.values())
     for attack in attacks:
         chosen = [a for a in mine if names.get(a.key) == attack]
         label = f"{measure.label}\n{wrap(attack, 22)}"
         yield (replace(measure, label=label, attack=attack) if len(attacks) > 1 else measure), chosen
+
+
+def _tried(arm: Arm, measure: Measure) -> bool:
+    return any(m.name == measure.name for r in arm.runs for m in r.metrics)
 
 
 def _panel(arms: Sequence[Arm], measure: Measure, unit: str, adversary: str) -> Panel:
@@ -209,20 +217,23 @@ def frontier_table(results: Results) -> Table | None:
         return None
     measures = list(dict.fromkeys(p.measure for p in every))
     rows: dict[tuple[Any, ...], dict[str, tuple[Arm, Estimate]]] = {}
+    references: dict[tuple[str, str], dict[str, float]] = {}
     for panel in every:
         for name, points in panel.lines.items():
             for x, arm, value in points:
-                key = (without(arm.runs[0].settings, APART), panel.unit, panel.adversary, name, x)
-                rows.setdefault(key, {})[panel.measure.key] = (arm, value)
+                setup = without(arm.runs[0].settings, APART)
+                rows.setdefault((setup, panel.unit, panel.adversary, name, x), {})[panel.measure.key] = (arm, value)
+                if panel.reference is not None and panel.measure.name != "asr":
+                    references.setdefault((setup, panel.adversary), {})[panel.measure.key] = panel.reference
     headers = ("task", "unit", "against", "defense", "ε", "n", *(m.label.replace("\n", " ") for m in measures))
     cells, records = [], []
     for key, found in rows.items():
-        _, unit, adversary, name, x = key
+        setup, unit, adversary, name, x = key
         arm = next(found[k][0] for k in ("accuracy", *found) if k in found)
         stated = arm.guarantees().get((unit, adversary))
         task = str(arm.runs[0].choices.get("task") or "—")
         shown = tuple(_cell(m, *found[m.key], arm) if m.key in found else "—" for m in measures)
-        cells.append((task, unit, words(adversary), name, "∞" if x == inf else f"{x:.3g}", f"n={arm.n}", *shown))
+        cells.append((task, unit, words(adversary), name, at_most(x), f"n={arm.n}", *shown))
         records.append(
             {
                 "task": task,
@@ -237,13 +248,18 @@ def frontier_table(results: Results) -> Table | None:
                 **{m.key: found[m.key][1].mean if m.key in found else None for m in measures},
                 **{f"{m.key}_half_width": found[m.key][1].half_width if m.key in found else None for m in measures},
                 **{f"{m.key}_seeds": _seeds(found[m.key][0]) if m.key in found else None for m in measures},
+                **{f"{m.key}_reference": references.get((setup, adversary), {}).get(m.key) for m in measures},
+                "rounds": " ".join(sorted({str(r.rounds_done) for r in arm.runs})),
             }
         )
-    notes = (
-        "a ± b: mean and 95% t-interval over seeds.",
-        "No epsilon here presumes a larger population than was simulated.",
-    )
-    return Table(headers, tuple(cells), notes, tuple(records))
+    notes = ["a ± b: mean and 95% t-interval over seeds."]
+    notes.append("No epsilon here presumes a larger population than was simulated.")
+    tasks = {k[0]: str(arm.runs[0].choices.get("task")) for k, found in rows.items() for arm, _ in found.values()}
+    for (setup, adversary), values in references.items():
+        said = ", ".join(f"{m.label.replace(chr(10), ' ')} {values[m.key]:.3g}" for m in measures if m.key in values)
+        notes.append(f"{REFERENCE}, {tasks[setup]}, against {words(adversary)}: {said}.")
+    notes += cut_short({a.key: a for found in rows.values() for a, _ in found.values()}.values())
+    return Table(headers, tuple(cells), tuple(notes), tuple(records))
 
 
 def _cell(measure: Measure, arm: Arm, value: Estimate, row: Arm) -> str:

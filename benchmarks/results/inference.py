@@ -6,30 +6,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isfinite
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from privbench.attacks.inference.membership import of_guessing
 from privbench.benchmarks.build import canonical
 from privbench.benchmarks.results.arms import Arm, Estimate
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.read import MalformedError
 from privbench.benchmarks.results.runs import Metric
 from privbench.benchmarks.results.style import words
-from privbench.benchmarks.results.tabular import Table, number
+from privbench.benchmarks.results.tabular import Table, at_most, number
 
 APART = ("defense", "poisoning", "inference")
 RATE = "membership_tpr_at_1_percent_fpr"
 
 
-def groups(results: Results) -> list[Results]:
-    """Results that differ in defense, poisoning and inference alone, of those in which something was inferred."""
-    found: dict[str, list[Any]] = {}
-    for run in results.runs:
-        if "inference" in run.settings:
-            settings = {k: v for k, v in run.settings.items() if k not in APART}
-            found.setdefault(canonical(settings), []).append(run)
-    return [replace(results, runs=tuple(runs)) for runs in found.values()]
+def groups(results: Results) -> list[tuple[str, Results]]:
+    """Results that differ in defense, poisoning and inference alone, of those in which something was inferred.
+
+    Each has a name that tells it from the others; a single one has none.
+    """
+    inferring = tuple(r for r in results.runs if "inference" in r.settings)
+    return replace(results, runs=inferring).setups(APART)
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,26 @@ def inference_table(results: Results) -> Table | None:
     Raises:
         Refused: if an arm can't be averaged.
     """
-    found = [f for group in groups(results) for f in inferred(group)]
+    named = [(name, f) for name, group in groups(results) for f in inferred(group)]
+    found = [f for _, f in named]
     if not found:
         return None
-    headers = ("defense", "method", "against", "unit", "n", "ε proven", "ε empirical", "power", "AUC", "TPR at\n1% FPR")
-    records = tuple(_record(f) for f in found)
-    rows = tuple(_cells(f, r) for f, r in zip(found, records, strict=True))
+    several = any(name for name, _ in named)
+    headers = (
+        *(["setting"] if several else []),
+        "defense",
+        "method",
+        "against",
+        "unit",
+        "n",
+        "ε proven",
+        "ε empirical",
+        "power",
+        "AUC",
+        "TPR at\n1% FPR",
+    )
+    records = tuple({"setting": name, **_record(f)} for name, f in named)
+    rows = tuple((*([name] if several else []), *_cells(f, r)) for (name, f), r in zip(named, records, strict=True))
     return Table(headers, rows, tuple(_notes(found)), records)
 
 
@@ -176,18 +191,28 @@ def _record(found: Found) -> dict[str, object]:
     record |= {"method": found.method, "adversary": found.adversary, "unit": found.unit}
     record |= {"adjacency": found.adjacency, "simulated_population": False}
     record |= {"epsilon_proven": found.proven, "epsilon_empirical": max(found.empirical, default=None)}
-    record |= {"violated": found.violated, "power": found.power}
+    record |= {
+        "violated": found.violated,
+        "power": found.power,
+        "advantage_of_guessing": of_no_membership(found.arm, found.adversary),
+    }
     return record | {m: found.rate(m).mean for m in ("membership_auc", "membership_advantage", RATE)}
 
 
+def of_no_membership(arm: Arm, adversary: str) -> float | None:
+    """The advantage of scores that know nothing, on average: above 0, since the threshold is chosen in hindsight."""
+    rows = [m.more for r in arm.runs for m in r.rows("membership_advantage", adversary)]
+    known = [(int(m["members"]), int(m["non_members"])) for m in rows if m.get("members") and m.get("non_members")]
+    return fmean(of_guessing(*pair) for pair in known) if known else None
+
+
 def _cells(found: Found, record: dict[str, Any]) -> tuple[str, ...]:
-    proven = "∞" if found.proven == inf else f"{found.proven:.3g}"
     worst = record["epsilon_empirical"]
     empirical = "—" if worst is None else f"{worst:.3g}" + (" BUG" if found.violated else "")
     power = "—" if found.power is None else f"{found.power:.2g}"
     numbers = [number(found.rate("membership_auc"), 3), number(found.rate(RATE), 3)]
     who = (found.arm.label, words(found.method), words(found.adversary), found.unit, f"n={found.arm.n}")
-    return (*who, proven, empirical, power, *numbers)
+    return (*who, at_most(found.proven), empirical, power, *numbers)
 
 
 def _notes(found: Sequence[Found]) -> Iterable[str]:

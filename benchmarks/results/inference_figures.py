@@ -12,6 +12,7 @@ from privbench.attacks.inference.membership import bound
 from privbench.benchmarks.results.arms import Arm
 from privbench.benchmarks.results.inference import Found, curves, inferred, of_arm
 from privbench.benchmarks.results.load import Results
+from privbench.benchmarks.results.runs import Run
 from privbench.benchmarks.results.style import (
     COLOURS,
     COLUMN,
@@ -28,8 +29,8 @@ from privbench.benchmarks.results.style import (
 
 EPSILON, ROC = "empirical_epsilon", "membership_roc"
 SHAPES = ("o", "s", "^", "D", "v")
-LEAST = 1e-3
-"""The least false positive rate that is drawn, unless there are fewer non-members."""
+LEAST, MOST, MANY = 1e-3, 0.1, 10
+"""Between these is the least false positive rate that is drawn: that of so many false positives."""
 
 
 def empirical_epsilon(results: Results) -> Figure | None:
@@ -120,7 +121,7 @@ def membership_roc(results: Results) -> Figure | None:
     kinds = [("", _name(arms[0]))]
     if kinds[0][1] != "loss_threshold":
         kinds.append(("_loss_threshold", "loss_threshold"))
-    least = max(LEAST, min(float(c.fpr[c.fpr > 0].min()) for a in arms for c in curves(a)))
+    least = min(MOST, max(LEAST, *(MANY / _others(r) for a in arms for r in a.runs)))
     with style():
         figure = new(COLUMN if len(kinds) == 1 else PAGE, 2.5)
         panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
@@ -142,6 +143,11 @@ def membership_roc(results: Results) -> Figure | None:
         figure.suptitle(f"against the model's recipient; {seeds(arms).split(',')[0]}", fontsize=7)
         _legend(figure, [panels[0].get_legend_handles_labels()])
     return figure
+
+
+def _others(run: Run) -> int:
+    """How many non-members were told apart."""
+    return min(int(m.more.get("non_members") or MANY) for m in run.metrics if m.name == "membership_auc")
 
 
 def _name(arm: Arm) -> str:

@@ -1,7 +1,7 @@
 """Results in memory: what was run, which arms may be averaged, and which are refused."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,9 @@ from privbench.benchmarks.build import canonical
 from privbench.benchmarks.results.arms import Arm, group, order
 from privbench.benchmarks.results.read import MalformedError, read_json, read_run
 from privbench.benchmarks.results.runs import Run
+
+APART = ("defense", "poisoning")
+"""Groups of settings that runs of one setup may differ in."""
 
 
 @dataclass(frozen=True)
@@ -134,13 +137,18 @@ class Results:
         repeats = tuple(r for r in self.repeats if r.arm_key not in bad)
         return replace(self, runs=kept, repeats=repeats, missing=()), refusals
 
-    def setups(self) -> list[tuple[str, "Results"]]:
-        """The results by setup (settings apart from defense and poisoning), each with a name; a single one has none."""
+    def setups(self, apart: Sequence[str] = APART) -> list[tuple[str, "Results"]]:
+        """The results by setup, each with a name; a single one has none.
+
+        Args:
+            apart: groups of settings that runs of one setup may differ in.
+        """
         by_key: dict[str, list[Run]] = {}
         for run in self.runs:
-            by_key.setdefault(run.setup_key, []).append(run)
-        # One run of each, as if without defense and poisoning, is labelled by what tells the setups apart.
-        names = {a.runs[0].setup_key: ", ".join(a.more) for a in group(_bare(r[0]) for r in by_key.values())}
+            by_key.setdefault(_bare(run, apart).arm_key, []).append(run)
+        # One run of each, as if without what they differ in, is labelled by what tells the setups apart.
+        bare = group(_bare(r[0], apart) for r in by_key.values())
+        names = {a.key: ", ".join(a.more) for a in bare}
         return [(names[k], replace(self, runs=tuple(r))) for k, r in by_key.items()]
 
     def twin(self, run: Run) -> Run | None:
@@ -243,9 +251,9 @@ def _assurance(arm: Arm) -> list[Refusal]:
     return found
 
 
-def _bare(run: Run) -> Run:
-    settings = {k: v for k, v in run.settings.items() if k not in ("defense", "poisoning")}
-    choices = {**run.choices, "defense": "none", "poisoning": "none", "channel": None}
+def _bare(run: Run, apart: Sequence[str]) -> Run:
+    settings = {k: v for k, v in run.settings.items() if k not in apart}
+    choices = {**run.choices, **dict.fromkeys(apart, "none"), "channel": None}
     nothing = dict.fromkeys(("assurance", "shown_assurance"), "none")
     return replace(run, manifest={**run.manifest, "settings": settings, "choices": choices, **nothing})
 

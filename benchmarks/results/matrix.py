@@ -47,17 +47,22 @@ def cells(results: Results, backdoors: bool = True) -> Cells | None:
     return found if len(found) > 1 and len(defenses) > 1 else None
 
 
-def attack_names(arms: list[Arm]) -> dict[str, str]:
-    """What each arm's attack is called, by its key: its option and the settings that tell it from others of it."""
-    flat = {a.key: flatten(a.runs[0].settings.get("poisoning") or {}) for a in arms}
+def attack_names(arms: list[Arm], by: str = "poisoning") -> dict[str, str]:
+    """What each arm's attack is called, by its key: its option and the settings that tell it from others of it.
+
+    Args:
+        by: the group of the attack's settings.
+    """
+    flat = {a.key: flatten(a.runs[0].settings.get(by) or {}) for a in arms}
+    option = {a.key: str(a.runs[0].choices.get(by) or "none") for a in arms}
     names = {}
     for arm in arms:
-        alike = [flat[a.key] for a in arms if a.poisoning == arm.poisoning]
+        alike = [flat[a.key] for a in arms if option[a.key] == option[arm.key]]
         paths = sorted({p for f in alike for p in f})
         differing = [p for p in paths if len({str(f.get(p)) for f in alike}) > 1]
-        whole = flatten((arm.runs[0].manifest.get("config") or {}).get("poisoning") or {})
+        whole = flatten((arm.runs[0].manifest.get("config") or {}).get(by) or {})
         said = [f"{p.rpartition('.')[2]}={flat[arm.key].get(p, whole.get(p, 'default'))}" for p in differing]
-        names[arm.key] = ", ".join((words(arm.poisoning), *said))
+        names[arm.key] = ", ".join((words(option[arm.key]), *said))
     return names
 
 

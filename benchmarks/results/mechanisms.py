@@ -10,6 +10,7 @@ from privbench.benchmarks.results.arms import Arm
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.privacy import ADVERSARIES, Mechanism, mechanisms, reference
 from privbench.benchmarks.results.style import PAGE, chance, comparable, looks, new, seeds, style, wrap
+from privbench.benchmarks.results.tabular import at_most
 
 
 def noise_mechanisms(results: Results) -> Figure | None:
@@ -43,8 +44,7 @@ def _named(arm: Arm) -> str:
     """The arm, and its epsilon against each adversary."""
     said = arm.guarantees()
     values = [s.epsilon if (s := said.get(("client", a))) else inf for a in ADVERSARIES]
-    shown = ["∞" if v == inf else f"{v:.3g}" for v in values]
-    return f"{wrap(arm.label, 34)}\nε: {shown[0]} operator, {shown[1]} recipient"
+    return f"{wrap(arm.label, 34)}\nε: {at_most(values[0])} operator, {at_most(values[1])} recipient"
 
 
 def _accuracy(axes: Axes, arms: list[Arm], results: Results) -> None:

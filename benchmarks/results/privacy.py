@@ -11,7 +11,7 @@ from privbench.benchmarks.results.arms import Arm
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.runs import Metric, Statement
 from privbench.benchmarks.results.style import comparable
-from privbench.benchmarks.results.tabular import Table
+from privbench.benchmarks.results.tabular import Table, at_most
 
 ADVERSARIES = ("server_operator", "model_recipient")
 ASKED = ("epsilon", "noise_multiplier", "delta", "clip", "adjacency", "accountant")
@@ -134,11 +134,11 @@ def _record(arm: Arm, found: dict[str, Mechanism]) -> dict[str, object]:
 
 def _cells(arm: Arm, record: dict[str, Any], setting: bool) -> tuple[str, ...]:
     def shown(value: float | None, digits: int) -> str:
-        return "—" if value is None else "∞" if value == inf else f"{value:.{digits}g}"
+        return "—" if value is None else f"{value:.{digits}g}"
 
     first = (arm.defense, "\n".join(arm.more)) if setting else (arm.defense,)
     by = {None: "nobody", "central": "aggregator", "local": "each client", "distributed": "each client, a share"}
-    numbers = [shown(record[f"epsilon[{a}]"], 3) for a in ADVERSARIES]
+    numbers = [at_most(record[f"epsilon[{a}]"]) for a in ADVERSARIES]
     numbers += [shown(record[k], 4) for k in ("noise_std", "noise_std_measured")]
     numbers += [shown(record[k], 3) for k in ("times_central", "sqrt_cohort")]
     return (*first, by[record["noise_added_by"]], f"n={arm.n}", *numbers)

@@ -127,7 +127,7 @@ def _figures(results: Results, folder: Path) -> list[Path]:
     for number, group in enumerate(groups(results)):
         figure = leakage_by_clients(group)
         files += save(figure, folder / (f"{NAME}-{number}" if number else NAME)) if figure else []
-    for number, group in enumerate(inferences(results)):
+    for number, (_, group) in enumerate(inferences(results)):
         figure = empirical_epsilon(group)
         files += save(figure, folder / (f"{EPSILON}-{number}" if number else EPSILON)) if figure else []
     for name, figure in leakage_curves(results):

@@ -198,6 +198,11 @@ class Run:
         values = {r: combine(rows)[1] for r, rows in sorted(rounds.items())}
         return {r: v for r, v in values.items() if v is not None}
 
+    @property
+    def rounds_done(self) -> int:
+        """How many it has done: fewer than it was asked for where a privacy budget was spent."""
+        return max((m.round for m in self.metrics if m.round is not None), default=0)
+
 
 def combine(rows: Sequence[Metric]) -> tuple[State, float | None]:
     """The mean over ``rows``; one failure among them leaves no mean, since survivors are not a sample.

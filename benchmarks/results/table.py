@@ -7,12 +7,12 @@ from statistics import median
 from textwrap import fill
 
 from privbench.benchmarks.results import filtered
-from privbench.benchmarks.results.arms import Arm, Estimate, estimate
+from privbench.benchmarks.results.arms import Arm, Estimate, cut_short, estimate
 from privbench.benchmarks.results.durability import Durability, change, durability, stops
 from privbench.benchmarks.results.load import Results
 from privbench.benchmarks.results.refusals import refusals, refused
 from privbench.benchmarks.results.runs import Statement
-from privbench.benchmarks.results.tabular import Table, number, percent
+from privbench.benchmarks.results.tabular import Table, at_most, number, percent
 
 UNEQUAL = 0.005
 """Balanced accuracy and AUC get a column once balanced accuracy differs from accuracy by more than this."""
@@ -150,10 +150,11 @@ def guarantee(statements: Iterable[Statement]) -> str:
     """Statements with the same numbers together: ``ε=8, δ=0.001 sim., record: network, server operator``, or ``∞``."""
     lines: dict[str, list[str]] = {}
     for s in statements:
-        epsilon = "∞" if isinf(s.epsilon) else f"{s.epsilon:.3g}"
-        delta = "" if s.delta is None or isinf(s.epsilon) else f", δ={s.delta:.1g}"
+        delta = "" if s.delta is None or isinf(s.epsilon) else f", δ={at_most(s.delta, 2)}"
         simulated = " sim." if s.simulated and not isinf(s.epsilon) else ""
-        lines.setdefault(f"ε={epsilon}{delta}{simulated}, {s.unit}", []).append(s.adversary.replace("_", " "))
+        lines.setdefault(f"ε={at_most(s.epsilon)}{delta}{simulated}, {s.unit}", []).append(
+            s.adversary.replace("_", " ")
+        )
     return "\n".join(fill(f"{k}: {', '.join(v)}", 32) for k, v in lines.items()) or "∞"
 
 
@@ -174,6 +175,7 @@ def _record(arm: Arm, arms: list[Arm], fate: Fate) -> dict[str, object]:
     record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "poisoning": arm.poisoning}
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
+    record |= {"rounds": " ".join(sorted({str(r.rounds_done) for r in arm.runs}))}
     record |= {"revision": " ".join(sorted({r.revision for r in arm.runs}))}
     record |= {"assurance": " ".join(sorted({r.manifest["shown_assurance"] for r in arm.runs}))}
     for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
@@ -231,7 +233,7 @@ def _notes(arms: list[Arm], fates: dict[str, Fate], results: Results) -> list[st
             "peak, area (mean over rounds) of ASR; lifespan: rounds after the attack with ASR of at least 50%, "
             "≥ where it still was at the end."
         )
-    notes += filtered.notes(arms)
+    notes += [*filtered.notes(arms), *cut_short(arms)]
     for arm in arms:
         if arm.poisoned and fates[arm.key].floor is None:
             lost = [r.id for r in arm.runs if (t := results.twin(r)) is None or t.final("false_trigger_rate") is None]

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 from math import isinf
 
 from rich import box
@@ -104,6 +105,13 @@ ESCAPES = {
 def escape(text: str) -> str:
     """``text`` as LaTeX source that prints it."""
     return "".join(ESCAPES.get(c, c) for c in text)
+
+
+def at_most(value: float, digits: int = 3) -> str:
+    """An upper bound, such as epsilon, to so many significant digits: rounded up, since it holds for nothing less."""
+    if isinf(value):
+        return "∞"
+    return f"{float(Context(prec=digits, rounding=ROUND_CEILING).create_decimal(repr(value))):.{digits}g}"
 
 
 def number(found: Estimate | None, digits: int, scale: float = 1.0) -> str:

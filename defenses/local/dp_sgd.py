@@ -13,7 +13,7 @@ from privbench.benchmarks.federation.settings import LocalWork
 from privbench.benchmarks.federation.spans import span
 from privbench.defenses.accounting.plan import RecordPlan
 from privbench.defenses.local.local import Local
-from privbench.defenses.local.per_sample import ENGINES, ClippedSum, Units, choose
+from privbench.defenses.local.per_sample import ENGINES, ClippedSum, Units, choose, verify
 from privbench.defenses.local.per_sample.engine import Loss, factors
 from privbench.defenses.noise import gaussian
 
@@ -61,9 +61,17 @@ class DPSGD(Local):
             )
 
     def settle(self, chosen: str | None, model: nn.Module, loss: Loss, batch: Units) -> "DPSGD":
-        """With the engine that a run began with, or the fastest here."""
+        """With the engine that a run began with, the one that is named, or the fastest here.
+
+        Raises:
+            ConfigError: if the one that is named doesn't give this model's gradients.
+        """
         name: Any = chosen or self.per_sample
-        return replace(self, per_sample=choose(model, loss, batch, self.memory) if name == "auto" else name)
+        if name == "auto":
+            name = choose(model, loss, batch, self.memory)
+        elif chosen is None:
+            verify(model, loss, name, batch)
+        return replace(self, per_sample=name)
 
     def prepare(self, model: nn.Module, loss: Loss) -> ClippedSum:
         return ClippedSum(model, loss, self.per_sample, self.memory)

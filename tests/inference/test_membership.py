@@ -9,6 +9,7 @@ from privbench.attacks.inference.membership import (
     bound,
     empirical_epsilon,
     halves,
+    of_guessing,
     roc,
     scaled,
 )
@@ -78,6 +79,14 @@ def test_rates_are_those_of_scikit_learn():
     assert found.auc == pytest.approx(metrics.roc_auc_score(truth, scores))
     assert found.advantage == pytest.approx((tpr - fpr).max())
     assert found.at(0.1) == pytest.approx(tpr[fpr <= 0.1].max())
+
+
+def test_scores_that_know_nothing_have_an_advantage():
+    """By the threshold, which is chosen in hindsight."""
+    rng = np.random.default_rng(0)
+    members = np.arange(300) < 100
+    found = [roc(rng.normal(size=300), members).advantage for _ in range(400)]
+    assert of_guessing(100, 200) == pytest.approx(np.mean(found), abs=0.005)
 
 
 def test_what_a_guarantee_allows():

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from privbench.attacks.inference.membership import of_guessing
 from privbench.benchmarks.results.frontier import REFERENCE, draw, frontier_table, panels
 from privbench.benchmarks.results.load import load
 from privbench.benchmarks.results.report import report
+from privbench.benchmarks.results.table import table
 
 from .conftest import line
 
@@ -112,6 +114,41 @@ def test_a_row_has_the_seeds_of_its_accuracy_and_others_are_named(fake):
     assert {r["psnr_db_seeds"] for r in table.records} == {"0 1 2", None}, "one adversary was attacked"
     assert {row[-1] for row in table.rows} == {"87.2 (seed 0)"}
     assert not any("seed" in cell for row in table.rows for cell in row[:-1])
+
+
+def test_each_attack_has_a_row_of_its_own(fake):
+    for epsilon in (1.0, 8.0):
+        for name, found in (("lira", 0.6), ("loss_threshold", 0.05)):
+            settings = {"defense.privacy.epsilon": epsilon, "inference.attack": name}
+            choices = {"task": "mnist5k", "defense": "dp_local", "leakage": "inverting_gradients", "inference": name}
+            path = fake.run("dp_local", settings=settings, privacy=said("record", epsilon), choices=choices)
+            row = line("membership_advantage", found, round=5, adversary="model_recipient", members=50, non_members=50)
+            with open(path / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
+    (found,) = panels(load(fake.root))
+    own = {p.measure.attack: p for p in found if p.measure.name == "membership_advantage"}
+    assert {name: points(p)["dp_local"] for name, p in own.items()} == {
+        "lira": [(1, 0.6), (8, 0.6)],
+        "loss threshold": [(1, 0.05), (8, 0.05)],
+    }
+    assert {p.reference for p in own.values()} == {of_guessing(50, 50)}
+    table = frontier_table(load(fake.root))
+    assert table is not None
+    assert "lira 0.125" in table.text()
+    assert table.records[0]["membership_advantage lira_reference"] == of_guessing(50, 50)
+
+
+def test_a_run_that_stopped_at_its_budget_is_named(fake):
+    results = sweep(fake)
+    assert "budget" not in table(results).text()
+    run = next(r for r in results.runs if r.statements)
+    said = {**run.manifest, "stopped": "stopped after round 3 of 5: the privacy budget is spent"}
+    (run.path / "manifest.json").write_text(json.dumps(said))
+    for found in (table(load(fake.root)), frontier_table(load(fake.root))):
+        assert found is not None
+        (note,) = [n for n in found.notes if "budget" in n]
+        assert run.defense in note
+        assert "after round 3 of 5" in note
 
 
 def test_units_are_not_mixed(fake):

@@ -23,10 +23,16 @@ SLOPE = {"none": 0.2, "dp_local": 0.8, "dp_central": 0.8}
 
 
 def write(
-    fake: Any, defense: str, seed: int = 0, method: str = "canaries", epsilon: float = 1.0, unit: str = "record"
+    fake: Any,
+    defense: str,
+    seed: int = 0,
+    method: str = "canaries",
+    epsilon: float = 1.0,
+    unit: str = "record",
+    task: str = "mnist5k",
 ) -> Path:
     target = "Audit" if method == "canaries" else "Membership"
-    path = fake.run(defense, seed=seed, settings={"inference": {"_target_": f"privbench.{target}"}})
+    path = fake.run(defense, seed=seed, settings={"inference": {"_target_": f"privbench.{target}"}}, task=task)
     who = {"round": 5, "adversary": "model_recipient", "unit": unit, "method": method}
     row: dict[str, Any] = {**who, "proven": PROVEN[defense], "delta": 1e-3, "adjacency": "replace"}
     if (proven := PROVEN[defense]) is not None and epsilon > proven:
@@ -75,11 +81,33 @@ def test_methods_share_a_table_and_a_figure(fake):
     assert table is not None
     assert [r["method"] for r in table.records] == ["canaries", "canaries", "lira_online", "lira_online"]
     assert table.records[2]["membership_auc"] == pytest.approx(0.75)
-    (group,) = inference.groups(results)
+    ((name, group),) = inference.groups(results)
+    assert name == ""
     figure = inference_figures.empirical_epsilon(group)
     assert figure is not None
     assert "power 0.93" in texts(figure)
     assert texts(figure).count("∞") == 2, "no defense proves nothing, by either method"
+
+
+def test_rows_of_several_tasks_name_theirs(fake):
+    for task in ("mnist5k", "other"):
+        write(fake, "none", method="loss_threshold", task=task)
+    table = inference.inference_table(load(fake.root))
+    assert table is not None
+    assert [(r["setting"], r["defense"]) for r in table.records] == [("mnist5k", "none"), ("other", "none")]
+    assert [row[:2] for row in table.rows] == [("mnist5k", "none"), ("other", "none")]
+
+
+def test_the_roc_is_drawn_from_ten_false_positives_on(fake):
+    path = write(fake, "none", method="loss_threshold")
+    for number in (200, 4000, 20_000):
+        text = (path / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(one) for one in text]
+        rows = [{**r, "non_members": number} if r["metric"] == "membership_auc" else r for r in rows]
+        (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        figure = inference_figures.membership_roc(load(fake.root))
+        assert figure is not None
+        assert figure.axes[0].get_xlim()[0] == pytest.approx(max(10 / number, 1e-3))
 
 
 def test_a_bug_is_named_in_table_and_figure(fake):
@@ -88,7 +116,7 @@ def test_a_bug_is_named_in_table_and_figure(fake):
     assert table is not None
     assert "9 BUG" in table.text()
     assert "BUG FOUND in dp_local: more than is claimed" in table.notes
-    figure = inference_figures.empirical_epsilon(inference.groups(results)[0])
+    figure = inference_figures.empirical_epsilon(inference.groups(results)[0][1])
     assert figure is not None
     assert any(t.endswith("BUG") for t in texts(figure))
 
@@ -166,7 +194,7 @@ def test_a_torn_artifact_is_named(fake):
 def test_equal_results_give_equal_bytes(fake, tmp_path):
     path = sweep(fake)
     for name in ("a", "b"):
-        figure = inference_figures.empirical_epsilon(inference.groups(load(path))[0])
+        figure = inference_figures.empirical_epsilon(inference.groups(load(path))[0][1])
         assert figure is not None
         save(figure, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -1,12 +1,13 @@
 import csv
 import io
 import json
+from math import inf
 
 import pytest
 
 from privbench.benchmarks.results.load import Refused, load
 from privbench.benchmarks.results.table import table
-from privbench.benchmarks.results.tabular import escape
+from privbench.benchmarks.results.tabular import at_most, escape
 
 
 def cells(found, row=0):
@@ -85,6 +86,14 @@ def test_the_error_of_images_is_no_measure_of_leakage(fake):
     rows = [cells(found, i) for i in range(2)]
     assert sorted(r["MSE server operator (trivial)"] for r in rows) == ["0.500\n(1.250 mean)", "—"]
     assert sorted(r["PSNR (dB) server operator (best trivial)"] for r in rows) == ["20.5\n(9.5 mean colour)", "—"]
+
+
+def test_what_is_guaranteed_is_rounded_up(fake):
+    said = {"unit": "client", "adversary": "model_recipient", "epsilon": 2.0041, "delta": 1.41e-5, "simulated": False}
+    fake.run("dp_central", privacy=[{**said, "adjacency": "add_remove"}])
+    found = table(load(fake.root))
+    assert cells(found, 0)["privacy"].startswith("ε=2.01, δ=1.5e-05, client")
+    assert [at_most(x) for x in (8.0, 7.999, 0.0, 123.4, inf)] == ["8", "8", "0", "124", "∞"]
 
 
 def test_privacy_names_unit_adversary_and_simulation(fake):

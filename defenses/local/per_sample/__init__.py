@@ -1,5 +1,5 @@
 from privbench.defenses.local.per_sample.book_keeping import BookKeeping
-from privbench.defenses.local.per_sample.choice import ENGINES, choose
+from privbench.defenses.local.per_sample.choice import ENGINES, choose, verify
 from privbench.defenses.local.per_sample.clipped import ClippedSum
 from privbench.defenses.local.per_sample.engine import Engine, Units, Unsupported
 from privbench.defenses.local.per_sample.loop import Loop
@@ -17,4 +17,5 @@ __all__ = [
     "Unsupported",
     "Vmap",
     "choose",
+    "verify",
 ]

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.build import ConfigError, require
 from privbench.defenses.local.per_sample.book_keeping import BookKeeping
 from privbench.defenses.local.per_sample.engine import Engine, Loss, Units, Unsupported
 from privbench.defenses.local.per_sample.loop import Loop
@@ -67,6 +67,17 @@ def agrees(model: nn.Module, loss: Loss, name: Name, units: Units) -> bool:
     except (Unsupported, RuntimeError, NotImplementedError):
         return False
     return torch.allclose(expected, found, rtol=1e-6, atol=1e-9)
+
+
+def verify(model: nn.Module, loss: Loss, name: Name, units: Units) -> None:
+    """Refuse a way that doesn't give what the loop does, such as of a layer whose weight is used outside of it too.
+
+    Raises:
+        ConfigError: naming the others.
+    """
+    make(name, copy.deepcopy(model), loss)
+    hint = "auto or loop: its gradients of this model aren't those of one record after another"
+    require(name == "loop" or agrees(model, loss, name, units), "defense.local.per_sample", name, hint)
 
 
 def make(name: Name, model: nn.Module, loss: Loss) -> Engine:

@@ -51,6 +51,25 @@ def test_an_engine_that_is_wrong_is_never_chosen(monkeypatch):
     assert not agrees(model, loss, "book_keeping", batch)
     monkeypatch.setattr(choice, "_seconds", lambda engine, parts: 1.0)
     assert choose(model, loss, batch) == "vmap"
+    with pytest.raises(ConfigError, match="auto or loop") as caught:
+        DPSGD(per_sample="book_keeping").settle(None, model, loss, batch)
+    assert caught.value.field == "defense.local.per_sample"
+
+
+def test_nor_is_one_that_is_named_and_sees_half_of_a_weights_use():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.last(nn.functional.linear(torch.tanh(self.layer(x)), self.layer.weight))
+
+    batch = units("dense")
+    batch = type(batch)(batch.x.float(), batch.y)
+    with pytest.raises(ConfigError, match="auto or loop: its gradients"):
+        DPSGD(per_sample="book_keeping").settle(None, Shared(), loss, batch)
+    assert DPSGD(per_sample="vmap").settle(None, Shared(), loss, batch).chosen == "vmap"
 
 
 def test_choosing_leaves_the_model_alone():
