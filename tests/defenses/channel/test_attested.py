@@ -224,7 +224,8 @@ def test_the_operators_epsilon_has_no_amplification(federation: Callable[..., Fe
     made = federation(Defense(channel=Attested(), privacy=guarantee, **CENTRAL), participation=0.5)
     plan = made.plan
     assert plan is not None
-    recipient, operator = plan.statements([plan.charge(n, ()) for n in (1, 2)])
+    recipient, operator, reader = plan.statements([plan.charge(n, ()) for n in (1, 2)])
+    assert (reader["adversary"], reader["epsilon"]) == ("receipt_reader", operator["epsilon"])
     assert (operator["adversary"], operator["sampling_rate"]) == ("server_operator", 1.0)
     assert operator["epsilon"] > recipient["epsilon"] * 1.2
     plain = replace(made, defense=Defense(privacy=guarantee, **CENTRAL)).plan

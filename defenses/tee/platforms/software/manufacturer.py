@@ -8,33 +8,29 @@ parent.
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from socket import socket, socketpair
 from typing import Any
 
 from privbench.defenses.tee.platforms.software import code
 from privbench.defenses.tee.platforms.software.authority import Authority, Chip
 from privbench.defenses.tee.platforms.software.firmware import Launched, evidence
+from privbench.defenses.tee.platforms.software.nursery import Guests
 from privbench.defenses.tee.report import Malformed
 from privbench.defenses.tee.wire import pack, unpack
 
 LARGEST = 64 << 20
 """Bytes of a request: patched code, at the most."""
 
-BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]);"
-    "from privbench.defenses.tee.platforms.software import guest; guest.main(*sys.argv[1:])"
-)
-
 
 @dataclass
 class _Guest:
-    process: subprocess.Popen[bytes]
+    pid: int
     chip: str
     launched: Launched
 
@@ -45,10 +41,11 @@ class Manufacturer:
     Args:
         control: the parent's socket.
         folder: for the code of guests, readable by this user alone.
+        nursery: where guests come from.
     """
 
-    def __init__(self, control: Connection, folder: Path):
-        self._control, self._folder = control, folder
+    def __init__(self, control: Connection, folder: Path, nursery: Guests):
+        self._control, self._folder, self._nursery = control, folder, nursery
         # RSA keys take a second: guests start meanwhile, and whoever needs a signature waits.
         self._authority = ThreadPoolExecutor(1).submit(Authority)
         self._chips: dict[str, Chip] = {}
@@ -75,8 +72,7 @@ class Manufacturer:
     def close(self) -> None:
         """End all guests."""
         for guest in self._guests.values():
-            guest.process.kill()
-            guest.process.wait()
+            self._nursery.end(guest.pid)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"root": self._authority.result().root} if request["request"] == "root" else self._launch(request)
@@ -85,25 +81,17 @@ class Manufacturer:
         files = code.installed() | request["patches"]
         folder = Path(tempfile.mkdtemp(dir=self._folder))
         code.write(files, folder)
-        here, there = _pair()
-        # -I: neither the environment nor the user's site can add code to what was measured.
-        command = [
-            sys.executable,
-            "-I",
-            "-B",
-            "-c",
-            BOOT,
-            str(folder),
-            str(there),
-            request["program"],
-            request["socket"],
-        ]
+        here, there = socketpair()
         launched = Launched(code.measure(files, request["program"]), request["host_data"])
-        with open(f"{request['socket']}.log", "wb") as log:
-            process = subprocess.Popen(command, pass_fds=(there,), stdin=subprocess.DEVNULL, stderr=log)
-        os.close(there)
-        self._guests[here] = _Guest(process, request["chip"], launched)
-        return {"measurement": launched.measurement, "pid": process.pid}
+        with there, open(f"{request['socket']}.log", "wb") as log:
+            arguments = [str(folder), request["program"], request["socket"]]
+            try:
+                pid = self._nursery.launch(arguments, there.fileno(), log.fileno())
+            except OSError as error:
+                here.close()
+                return {"error": f"no guest can be started: {error}"}
+        self._guests[Connection(here.detach())] = _Guest(pid, request["chip"], launched)
+        return {"measurement": launched.measurement, "pid": pid}
 
     def _report(self, who: Connection, request: dict[str, Any]) -> dict[str, Any]:
         report_data = request.get("report_data")
@@ -118,22 +106,13 @@ class Manufacturer:
     def _drop(self, who: Connection) -> None:
         guest = self._guests.pop(who)
         who.close()
-        guest.process.kill()
-        guest.process.wait()
+        self._nursery.end(guest.pid)
 
 
-def _pair() -> tuple[Connection, int]:
-    """A socket pair: this process's end, and the number of the other."""
-    from socket import socketpair
-
-    here, there = socketpair()
-    return Connection(here.detach()), there.detach()
-
-
-def main(control: int, folder: Path) -> None:
+def main(control: int, folder: Path, nursery: int) -> None:
     """Entry of the process; ``folder`` is gone with it, unless it is killed: then its parent removes it."""
     os.umask(0o077)
-    manufacturer = Manufacturer(Connection(control), folder)
+    manufacturer = Manufacturer(Connection(control), folder, Guests(socket(fileno=nursery)))
     try:
         manufacturer.serve()
     finally:
@@ -147,4 +126,4 @@ if __name__ == "__main__":
     # Ctrl-C is for the parent: it ends this process by closing the socket, after its own last words.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

@@ -17,6 +17,7 @@ from privbench.defenses.tee.certificates import Certificate
 from privbench.defenses.tee.platforms.host import Guest, Launch, connect
 from privbench.defenses.tee.platforms.platform import Unavailable
 from privbench.defenses.tee.platforms.software import code
+from privbench.defenses.tee.platforms.software.nursery import admitted
 from privbench.defenses.tee.wire import pack, unpack
 
 
@@ -30,9 +31,10 @@ class Software:
         self._folder = tempfile.TemporaryDirectory(prefix="privbench-software-tee-", ignore_cleanup_errors=True)
         here, there = socketpair()
         module = f"{__package__}.manufacturer"
-        command = [sys.executable, "-P", "-B", "-m", module, str(there.fileno()), self._folder.name]
-        self._process = subprocess.Popen(command, pass_fds=(there.fileno(),), stdin=subprocess.DEVNULL)
-        there.close()
+        with there, admitted() as nursery:
+            fds = (there.fileno(), nursery.fileno())
+            command = [sys.executable, "-P", "-B", "-m", module, str(fds[0]), self._folder.name, str(fds[1])]
+            self._process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)
         self._control = Connection(here.detach())
         self._launches = 0
         self._connections: list[Connection] = []
@@ -75,7 +77,10 @@ class Software:
         self._launches += 1
         socket = str(Path(self._folder.name) / str(self._launches))
         request = {**launch.__dict__, "patches": dict(launch.patches)}
-        return socket, self._ask({"request": "launch", **request, "socket": socket})
+        answer = self._ask({"request": "launch", **request, "socket": socket})
+        if "error" in answer:
+            raise Unavailable(answer["error"])
+        return socket, answer
 
     def close(self) -> None:
         """End the platform, its guests and its keys. Safe to call twice."""

@@ -21,7 +21,7 @@ from privbench.benchmarks.build import ConfigError
 from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Evidence, Unavailable
 from privbench.defenses.tee.platforms.host import Guest, alive
-from privbench.defenses.tee.platforms.software import Software, authority, code, firmware
+from privbench.defenses.tee.platforms.software import Software, authority, code, firmware, nursery
 from privbench.defenses.tee.policy import Policy
 from privbench.defenses.tee.report import parse
 from privbench.defenses.tee.software import LABEL, MARK, MARKER
@@ -32,6 +32,7 @@ ECHO = """
 import os, sys
 from multiprocessing.connection import Listener
 import msgpack
+import numpy
 
 def serve(platform, socket):
     with Listener(socket, "AF_UNIX") as listener, listener.accept() as connection:
@@ -42,6 +43,7 @@ def serve(platform, socket):
                 return
             made = platform.evidence(asked)
             said = {"report": made.report, "certificates": made.certificates, "path": sys.path, "pid": os.getpid()}
+            said |= {"parent": os.getppid(), "drawn": numpy.random.random()}
             connection.send_bytes(msgpack.packb(said))
 """
 PROGRAM = "privbench.defenses.tee.echo:serve"
@@ -179,7 +181,7 @@ def test_guests_end_with_a_manufacturer_that_is_killed(how: signal.Signals):
         made._process.send_signal(how)
         made._process.wait()
         deadline = time.monotonic() + 20
-        while Path(f"/proc/{guest.pid}/exe").exists() and time.monotonic() < deadline:
+        while alive(guest.pid) and time.monotonic() < deadline:
             time.sleep(0.02)
         with pytest.raises(Unavailable):
             made.launch(PROGRAM, patches=PATCH)
@@ -187,21 +189,50 @@ def test_guests_end_with_a_manufacturer_that_is_killed(how: signal.Signals):
     assert not folder.exists()
 
 
-def test_nothing_outlives_a_killed_host(tmp_path: Path):
+def test_nothing_outlives_a_killed_host():
     script = (
-        "import sys, time; from privbench.defenses.tee.platforms.software import Software;"
-        "s = Software(); print(s._process.pid, flush=True); time.sleep(60)"
+        "import sys, time; from privbench.defenses.tee.platforms.software import Software, nursery;"
+        "s = Software(); g = s.launch(sys.argv[1], patches={sys.argv[2]: sys.argv[3].encode()});"
+        "print(s._process.pid, nursery._nursery.process.pid, g.pid, flush=True); time.sleep(60)"
     )
-    host = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", script, PROGRAM, *PATCH, ECHO]
+    host = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert host.stdout is not None
-    manufacturer = Path(f"/proc/{int(host.stdout.readline())}")
+    pids = [int(pid) for pid in host.stdout.readline().split()]
+    assert [alive(pid) for pid in pids] == [True] * 3
     host.kill()
     host.wait()
     host.stdout.close()
     deadline = time.monotonic() + 20
-    while manufacturer.exists() and time.monotonic() < deadline:
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not manufacturer.exists()
+    assert not any(map(alive, pids))
+
+
+def test_guests_of_all_platforms_are_forked_from_one_process_and_draw_for_themselves(platform: Software, guest: Guest):
+    with Software() as other:
+        said = [ask(g.connection, ASKED) for g in (guest, other.launch(PROGRAM, patches=PATCH))]
+    (parent,) = {one["parent"] for one in said}
+    assert nursery._nursery is not None
+    assert parent == nursery._nursery.process.pid
+    assert said[0]["drawn"] != said[1]["drawn"]
+
+
+def test_where_that_process_was_killed_there_is_another(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nursery, "_nursery", None)  # that of the other tests stays
+    with Software() as first:
+        guest = first.launch(PROGRAM, patches=PATCH)
+        made = nursery._nursery
+        assert made is not None
+        made.process.kill()
+        made.process.wait()
+        with Software() as second:
+            assert ask(second.launch(PROGRAM, patches=PATCH).connection, ASKED)["parent"] != made.process.pid
+        assert not alive(guest.pid)
+        with pytest.raises(Unavailable, match="no guest can be started"):
+            first.launch(PROGRAM, patches=PATCH)
+    assert nursery._nursery is not None
+    nursery._nursery.close()
 
 
 def test_certificates_say_what_they_are(platform: Software, guest: Guest):
