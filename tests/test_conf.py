@@ -41,19 +41,34 @@ def test_every_option_composes_and_builds(hydra, option):
     assert (found is None) == (choice == "none" and group in ("leakage", "poisoning", "inference"))
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS, ids=str)
-def test_every_experiment_is_checked_job_by_job(name, tmp_path):
+SOME = {
+    "attacks_by_rules": "defense=none,multi_krum,bulyan",
+    "backdoor_matrix": "defense=none,multi_krum,dp_local",
+    "defense_cost": "+arm/defense_cost=small_cnn",
+    "dp_frontier": "+arm/dp_frontier=uci_heart,mnist5k_backdoor",
+    "paper/carlini2022_contrastive": "poisoning.records=0,8",
+    "paper/naseri2022_dp_backdoors": "defense=none,dp_local,dp_central",
+}
+"""Of these products, which take seconds: each option is built above, and `slow` tests make all."""
+
+
+@pytest.mark.parametrize(
+    ("name", "some"),
+    [
+        *(pytest.param(n, SOME.get(str(n), ""), id=str(n)) for n in EXPERIMENTS),
+        *(pytest.param(n, "", id=f"{n}, all", marks=pytest.mark.slow) for n in EXPERIMENTS if str(n) in SOME),
+    ],
+)
+def test_every_experiment_is_checked_job_by_job(name, some, tmp_path):
     try:
-        # One seed and one epsilon: the others differ in a number. Some thousand JPEGs need not be decoded.
-        asked = [f"experiment={name}", "seed=0", "epsilon=8", f"results_dir={tmp_path}"]
+        # One seed, repeat and epsilon: the others differ in a number. Some thousand JPEGs need not be decoded.
+        asked = [f"experiment={name}", "seed=0", "repeat=0", "epsilon=8", f"results_dir={tmp_path}"]
         stated = (CONF / "experiment" / f"{name}.yaml").read_text()
         if "/task: cifar10_jpeg" in stated and "records: 10020" not in stated:
             asked += ["task.source.train_records=1000", "task.source.test_records=100"]
         if "/task: cifar10\n" in stated:  # the same size, and in shared data
             asked += ["task=cifar10_jpeg", "task.source.train_records=1000", "task.source.test_records=100"]
-        if name.stem == "attacks_by_rules":
-            asked += ["defense=none,multi_krum,bulyan"]  # each option is built above; all products take half a minute
-        jobs = sweep.plan(asked, multirun=False)
+        jobs = sweep.plan([*asked, some] if some else asked, multirun=False)
     except DataMissing as missing:
         pytest.skip(f"{name} needs its data: {missing}")
     # A paper's cell may be one run; everything else is a comparison.

@@ -96,12 +96,14 @@ def test_the_table_has_shares_and_runs(three):
     assert "2" in found.text()
 
 
-def test_a_report_writes_and_removes_it(three):
-    made = report(three.root)
+def test_a_report_writes_and_removes_it(fake):
+    for k, rate in ((4, 0.6), (0, 0.02), (1, 0.3)):
+        poisoned(fake, k, rate, place="corner")
+    made = report(fake.root)
     assert made.poisoned_records is not None
     names = {f.name for f in made.files}
     assert {"asr_by_records.png", "asr_by_records.pdf", "poisoned_records.txt"} <= names
-    assert {f.read_bytes() for f in report(three.root).files} == {f.read_bytes() for f in made.files}
+    assert {f.read_bytes() for f in report(fake.root).files} == {f.read_bytes() for f in made.files}
 
 
 def test_no_poisoned_record_is_a_floor_where_there_is_no_run_without_a_poisoner(fake):

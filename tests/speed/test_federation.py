@@ -29,7 +29,15 @@ def test_the_plain_loop_learns(reference: Timing) -> None:
     assert reference.accuracy > 0.8 > CHANCE
 
 
-@pytest.mark.parametrize("contender", [federation.indexed, federation.ours(1), federation.ours(2)])
+@pytest.mark.parametrize(
+    "contender",
+    [
+        pytest.param(federation.indexed, marks=pytest.mark.slow),
+        pytest.param(federation.ours(1), marks=pytest.mark.slow),
+        federation.ours(2),
+    ],
+    ids=["indexed", "one worker", "two workers"],
+)
 def test_contenders_reach_the_accuracy_of_the_plain_loop(
     contender: Callable[[Work], Timing], reference: Timing
 ) -> None:

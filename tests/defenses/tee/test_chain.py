@@ -106,7 +106,7 @@ def test_no_altered_bit_of_a_list_is_accepted(forge: Callable[..., Any]):
     rng = random.Random(0)
     # The outer algorithm and the signature's own header, which no signature covers.
     unsigned = range(8 * (len(crl) - 512 - 80), 8 * (len(crl) - 512))
-    for bit in [*range(64), *unsigned, *rng.sample(range(len(crl) * 8), 300)]:
+    for bit in [*range(64), *rng.sample(unsigned, 160), *rng.sample(range(len(crl) * 8), 80)]:
         raw = bytearray(crl)
         raw[bit // 8] ^= 1 << bit % 8
         assert judge(made, crl=bytes(raw)).failed == ["revocation"], bit
