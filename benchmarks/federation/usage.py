@@ -17,17 +17,25 @@ if TYPE_CHECKING:
     from privbench.defenses.channel.message import Message
 
 _PROC = Path("/proc")
+_SHARED = "privbench-nurse"
+"""Name of the process that guests of a software TEE are forked from. It outlives runs, and is none's."""
 
 
 def processes(root: int | None = None) -> list[int]:
-    """``root`` (this process) and all that it started, and they in turn, that are alive."""
+    """``root`` (this process) and all that it started, and they in turn, that are alive and of a run."""
     found = [os.getpid() if root is None else root]
     for pid in found:
         with suppress(OSError):
             for thread in (_PROC / str(pid) / "task").iterdir():
                 with suppress(OSError):
                     found += map(int, (thread / "children").read_text().split())
-    return found
+    return [pid for pid in found if _name(pid) != _SHARED]
+
+
+def _name(pid: int) -> str | None:
+    with suppress(OSError):
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    return None
 
 
 def cpu_seconds(pid: int) -> float:

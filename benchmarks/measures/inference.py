@@ -121,10 +121,12 @@ def claim(federation: "Federation", ledger: list[dict[str, Any]], adversary: str
 def _covering(federation: "Federation", adversary: str) -> tuple[str, ...]:
     """Whose claims hold against ``adversary`` as well, first of all its own.
 
-    A client gets models, and the receipts where there are some. An operator that crafts models reads as much as one
-    that doesn't, and what clients do before they send holds whatever model they start from.
+    A client gets models, and the receipts where there are some; of noise that clients add it knows its own, which has
+    to be left out of what is counted on. An operator that crafts models reads as much as one that doesn't, and what
+    clients do before they send holds whatever model they start from.
     """
-    if adversary == "participant":
+    plan = federation.plan
+    if adversary == "participant" and not (isinstance(plan, ClientPlan) and not plan.tolerates(1)):
         return adversary, RECEIPT_READER, "model_recipient"
     if adversary == "active_operator" and federation.defense.channel.plaintext:
         return adversary, "server_operator"

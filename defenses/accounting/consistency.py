@@ -84,7 +84,8 @@ class Run:
     @property
     def in_receipts(self) -> bool:
         """Whether receipts name the sizes of cohorts whose sampling amplifies."""
-        sampled = any(q < 1 for q, _ in self.charged("sampling_rate"))
+        poisson = self.statement["sampling"]["scheme"] == "poisson"
+        sampled = poisson and any(q < 1 for q, _ in self.charged("sampling_rate"))
         return self.unit == "client" and self.amplified and sampled and not self.reads_updates
 
     @property

@@ -283,7 +283,8 @@ class ClientPlan:
         Central noise on updates that whoever runs the server doesn't read is an attested aggregator's.
         """
         central = self.guarantee.noise == "central" and self.matrix is None
-        return central and self.facts.rate < 1 and not self.facts.operator_reads_updates
+        varies = self.facts.sampling == "poisson" and self.facts.rate < 1
+        return central and varies and not self.facts.operator_reads_updates
 
     def _recipient(self, ledger: list[dict[str, Any]]) -> dict[str, Any]:
         """Against whoever gets models: the sum's noise; amplified by sampling only if it is central.

@@ -150,6 +150,15 @@ def test_an_adversary_without_a_claim_has_that_of_one_who_sees_as_much(adversary
     assert claim(federation, ledger, adversary).epsilon == operator < math.inf
 
 
+@pytest.mark.parametrize(("honest", "claimed"), [(1.0, False), (0.95, True)])
+def test_a_participant_knows_its_own_share_of_the_noise(honest, claimed):
+    facts = Facts(20, 5, 1.0, "fixed", (9,) * 20, (3,) * 20, (1,) * 20, operator_reads_updates=False)
+    plan = ClientLevel(delta=1e-3, clip=1.0, noise_multiplier=2.0, noise="distributed", honest=honest).bind(facts)
+    federation: Any = SimpleNamespace(plan=plan, defense=Defense(channel=SecAgg()))
+    ledger = [plan.charge(n, range(20)) for n in range(1, 6)]
+    assert math.isfinite(claim(federation, ledger, "participant").epsilon) == claimed
+
+
 def test_more_than_is_proven_is_a_bug():
     claimed = Claim("record", 2.0, 1e-5)
     assert verdict(2.0, claimed, "x") == {}

@@ -76,7 +76,7 @@ def verify(model: nn.Module, loss: Loss, name: Name, units: Units) -> None:
         ConfigError: naming the others.
     """
     make(name, copy.deepcopy(model), loss)
-    hint = "auto or loop: its gradients of this model aren't those of one record after another"
+    hint = "auto or loop: its gradients of this model aren't those of one record after another, or fail in float64"
     require(name == "loop" or agrees(model, loss, name, units), "defense.local.per_sample", name, hint)
 
 

@@ -4,8 +4,9 @@ Reports pass through the same parser, chain and policies as AMD's. They can't be
 ``SOFTWARE TEE - NOT AMD`` in its name and a critical extension of this project's own, chip and family ids start with
 ``SOFTWARE``, no root is pinned, and a policy must allow ``software-tee`` by name. The verdict is then ``software``.
 
-``manufacturer`` is a process of its own that holds the root key; it measures code, launches it as a guest and signs
-reports for it. ``software`` is what the launching process holds, ``guest`` is what runs inside.
+``manufacturer`` is a process of its own that holds the root key; it measures code, has it launched as a guest and signs
+reports for it. ``nursery`` is the one that guests are forked from, ``software`` is what the launching process holds,
+``guest`` is what runs inside.
 """
 
 from privbench.defenses.tee.platforms.software.software import Software

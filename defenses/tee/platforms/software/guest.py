@@ -1,11 +1,9 @@
 """What runs inside: the guest's way to its firmware, and the program that was launched."""
 
-import ctypes
 import importlib
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from privbench.defenses.tee.platforms.software import code
 from privbench.defenses.tee.wire import pack, unpack
 
 LARGEST = 1 << 20
-PR_SET_PDEATHSIG = 1
 
 Program = Callable[[Platform, str], None]
 """Takes the platform and the path of the socket to listen on; returns when it is done."""
@@ -43,9 +40,6 @@ class Firmware:
 def main(folder: str, firmware: str, program: str, socket: str) -> None:
     """Run ``program`` (``module:function``) with this guest's platform."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which ends guests itself
-    # However the manufacturer ends, its guests end with it. Linux alone has this; elsewhere close() does it.
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     module, _, function = program.partition(":")
     run: Program = getattr(importlib.import_module(module), function)
     loaded = [(name, getattr(m, "__file__", None)) for name, m in list(sys.modules.items())]

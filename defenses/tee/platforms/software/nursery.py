@@ -1,11 +1,14 @@
 """Where guests come from: a process that has loaded what is not measured, and forks a guest for whoever asks.
 
 Importing PyTorch takes seconds, a fork milliseconds. The process runs this file as a script, so that none of the
-suite's own modules is loaded when a guest begins to load the measured ones. A process has one nursery for all of its
-platforms, shared with those that it forks; it ends with the last of them.
+suite's own modules is loaded when a guest begins to load the measured ones; the file itself is what a guest begins
+with, as an interpreter is. A process has one nursery for all of its platforms, shared with those that it forks; it ends
+with the last of them. Guests get the environment and the limits that their host had when its first platform started.
+Whoever kills a nursery ends its guests and the platforms that it served; later platforms have another.
 """
 
 import atexit
+import ctypes
 import gc
 import json
 import os
@@ -18,6 +21,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import NoReturn
 
@@ -25,6 +29,11 @@ PACKAGES = ("torch", "scipy.special", "msgpack", "yaml", "securesystemslib.dsse"
 """What guests import that isn't the suite's own, as far as it takes time. One that is missing is left to them."""
 LARGEST = 1 << 16
 """Bytes of a request: paths and a program's name."""
+PATIENCE = 120.0
+"""Seconds after which a nursery that doesn't answer has failed."""
+NAME = "privbench-nurse"
+"""Of the process, at most 15 bytes: what it takes is no run's (:mod:`privbench.benchmarks.federation.usage`)."""
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -80,7 +89,7 @@ def admitted() -> socket.socket:
     global _nursery
     with _lock:
         if _nursery is not None:
-            with suppress(OSError):
+            with suppress(ConnectionError):
                 return _nursery.admit()
             _nursery.close()
         _nursery = Nursery.start()
@@ -119,10 +128,17 @@ class Guests:
             self._ask({"end": pid}, [])
 
     def _ask(self, request: dict[str, object], fds: list[int]) -> int:
-        socket.send_fds(self.asked, [json.dumps(request).encode()], fds)
-        answer = self.asked.recv(LARGEST)
+        self.asked.settimeout(PATIENCE)
+        try:
+            socket.send_fds(self.asked, [json.dumps(request).encode()], fds)
+            answer = self.asked.recv(LARGEST)
+        except TimeoutError:
+            self.asked.close()  # a late answer would be taken for the next one
+            raise
         if not answer:
             raise ConnectionError("the process that guests are forked from has ended")
+        if int(answer) < 0:
+            raise OSError(-int(answer), os.strerror(-int(answer)))
         return int(answer)
 
 
@@ -131,6 +147,7 @@ class _Process:
     """The state of the process: who may ask, and whose guests run."""
 
     control: socket.socket
+    pid: int = field(default_factory=os.getpid)
     selector: DefaultSelector = field(default_factory=DefaultSelector)
     guests: dict[socket.socket, set[int]] = field(default_factory=dict)
 
@@ -143,7 +160,7 @@ class _Process:
                 assert isinstance(asked, socket.socket)
                 message, fds, _, _ = socket.recv_fds(asked, LARGEST, 2)
                 if not message and asked is self.control:
-                    _leave()
+                    self._leave()
                 elif asked is self.control:
                     admitted = socket.socket(fileno=fds[0])
                     self.guests[admitted] = set()
@@ -158,10 +175,14 @@ class _Process:
         if "launch" in request:
             arguments = request["launch"]
             assert isinstance(arguments, list)
-            answer = os.fork()
+            try:
+                answer = os.fork()
+            except OSError as error:  # no more processes, or no memory: this launch fails, and no other guest
+                answer = -(error.errno or 1)
             if not answer:
                 return self._born(arguments, *fds)
-            mine.add(answer)
+            if answer > 0:
+                mine.add(answer)
             for fd in fds:
                 os.close(fd)
         else:
@@ -178,7 +199,17 @@ class _Process:
         self.selector.unregister(gone)
         gone.close()
 
+    def _leave(self) -> NoReturn:
+        for pids in self.guests.values():
+            _end(pids)
+        os._exit(0)
+
     def _born(self, arguments: list[str], firmware: int, log: int) -> list[str]:
+        # However the parent ends, its guests end with it.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != self.pid:
+            os._exit(1)
+        Path("/proc/self/comm").write_text("guest")
         self.selector.close()
         for held in (self.control, *self.guests):
             held.close()
@@ -198,11 +229,6 @@ def _end(pids: set[int]) -> None:
             os.waitpid(pid, 0)
 
 
-def _leave() -> NoReturn:
-    """At once: guests have asked to be killed with their parent."""
-    os._exit(0)
-
-
 def _pair() -> tuple[socket.socket, socket.socket]:
     """A socket pair that keeps messages apart."""
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -213,6 +239,7 @@ def main(control: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host
     os.umask(0o077)
     os.chdir("/")
+    Path("/proc/self/comm").write_text(NAME)
     for name in PACKAGES:
         with suppress(ImportError):
             import_module(name)

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from privbench.benchmarks.build import ConfigError
+from privbench.benchmarks.federation.usage import processes
 from privbench.defenses.tee.command import attest
 from privbench.defenses.tee.platforms import Evidence, Unavailable
 from privbench.defenses.tee.platforms.host import Guest, alive
@@ -216,6 +217,9 @@ def test_guests_of_all_platforms_are_forked_from_one_process_and_draw_for_themse
     assert nursery._nursery is not None
     assert parent == nursery._nursery.process.pid
     assert said[0]["drawn"] != said[1]["drawn"]
+    counted = processes()
+    assert guest.pid in counted
+    assert parent not in counted, "it is none of a run's: another run may have started it"
 
 
 def test_where_that_process_was_killed_there_is_another(monkeypatch: pytest.MonkeyPatch):
