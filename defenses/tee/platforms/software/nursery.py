@@ -158,7 +158,7 @@ class _Process:
             for key, _ in self.selector.select():
                 asked = key.fileobj
                 assert isinstance(asked, socket.socket)
-                message, fds, _, _ = socket.recv_fds(asked, LARGEST, 2)
+                message, fds = _received(asked)
                 if not message and asked is self.control:
                     self._leave()
                 elif asked is self.control:
@@ -217,6 +217,15 @@ class _Process:
         os.close(log)
         folder, *rest = arguments
         return [folder, str(firmware), *rest]
+
+
+def _received(asked: socket.socket) -> tuple[bytes, list[int]]:
+    """A message and what came with it; nothing from whoever has ended, even with an answer unread."""
+    try:
+        message, fds, _, _ = socket.recv_fds(asked, LARGEST, 2)
+    except ConnectionError:
+        return b"", []
+    return message, fds
 
 
 def _end(pids: set[int]) -> None:

@@ -222,6 +222,14 @@ def test_guests_of_all_platforms_are_forked_from_one_process_and_draw_for_themse
     assert parent not in counted, "it is none of a run's: another run may have started it"
 
 
+def test_whoever_leaves_without_its_answer_takes_nobody_along(platform: Software, guest: Guest):
+    with nursery.admitted() as asked:
+        asked.send(b'{"end": 0}')
+        time.sleep(0.2)  # the answer lies there unread
+    other = platform.launch(PROGRAM, patches=PATCH)
+    assert ask(other.connection, ASKED)["parent"] == ask(guest.connection, ASKED)["parent"]
+
+
 def test_where_that_process_was_killed_there_is_another(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(nursery, "_nursery", None)  # that of the other tests stays
     with Software() as first:
