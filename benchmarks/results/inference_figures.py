@@ -65,6 +65,8 @@ def empirical_epsilon(results: Results) -> Figure | None:
         grid.flat[0].set_ylim(len(labels) - 0.5, -0.5)
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
+        for column in grid.T:
+            [axes for axes in column if axes.get_visible()][-1].tick_params(labelbottom=True)
         arms = list({f.arm.key: f.arm for f in found}.values())
         figure.suptitle(f"lower bounds of single runs, {seeds(arms).split(',')[0]}", fontsize=7)
         _legend(figure, [_methods(methods), grid.flat[0].get_legend_handles_labels()])
