@@ -94,6 +94,11 @@ class Arm:
         return tuple(r.seed for r in self.runs)
 
     @property
+    def rounds_done(self) -> str:
+        """By its runs, each number once."""
+        return " ".join(sorted({str(r.rounds_done) for r in self.runs}))
+
+    @property
     def n(self) -> int:
         return len(self.runs)
 

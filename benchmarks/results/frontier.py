@@ -249,7 +249,7 @@ def frontier_table(results: Results) -> Table | None:
                 **{f"{m.key}_half_width": found[m.key][1].half_width if m.key in found else None for m in measures},
                 **{f"{m.key}_seeds": _seeds(found[m.key][0]) if m.key in found else None for m in measures},
                 **{f"{m.key}_reference": references.get((setup, adversary), {}).get(m.key) for m in measures},
-                "rounds": " ".join(sorted({str(r.rounds_done) for r in arm.runs})),
+                "rounds": arm.rounds_done,
             }
         )
     notes = ["a ± b: mean and 95% t-interval over seeds."]

@@ -175,7 +175,7 @@ def _record(arm: Arm, arms: list[Arm], fate: Fate) -> dict[str, object]:
     record: dict[str, object] = {"label": arm.label, "defense": arm.defense, "poisoning": arm.poisoning}
     record |= {g: arm.runs[0].choices.get(g) for g in ("task", "model", "federation", "leakage", "experiment")}
     record |= {"n": arm.n, "seeds": " ".join(map(str, arm.seeds)), "runs": " ".join(r.id for r in arm.runs)}
-    record |= {"rounds": " ".join(sorted({str(r.rounds_done) for r in arm.runs}))}
+    record |= {"rounds": arm.rounds_done}
     record |= {"revision": " ".join(sorted({r.revision for r in arm.runs}))}
     record |= {"assurance": " ".join(sorted({r.manifest["shown_assurance"] for r in arm.runs}))}
     for metric in ("accuracy", "balanced_accuracy", "auc", "loss", "robust_accuracy", "asr", "false_trigger_rate"):
