@@ -273,8 +273,10 @@ class ClientPlan:
         return {"round": round, **multiplier}
 
     def statements(self, ledger: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        more = [self._unsampled(RECEIPT_READER, ledger, "noise_multiplier", READS_RECEIPTS)]
-        return [self._recipient(ledger), self._operator(ledger), *(more if self.in_receipts else [])]
+        stated = [self._recipient(ledger), self._operator(ledger)]
+        if self.in_receipts:
+            stated.append(self._unsampled(RECEIPT_READER, ledger, "noise_multiplier", READS_RECEIPTS))
+        return stated
 
     @property
     def in_receipts(self) -> bool:
